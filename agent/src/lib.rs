@@ -1,0 +1,7 @@
+//! hotspan: which code is hot on a Linux host, seen through eBPF.
+//!
+//! The modules are the stages of the pipeline, in the order data flows.
+
+pub mod model;
+pub mod export;
+pub mod cli;

@@ -1,0 +1,5 @@
+//! The `hotspan` binary.
+
+fn main() -> std::process::ExitCode {
+    hotspan::cli::main()
+}

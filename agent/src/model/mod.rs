@@ -1,0 +1,13 @@
+//! Plain values that cross stages.
+//!
+//! In: nothing; every stage fills these. Out: [`Profile`] to the exporters. There is no I/O here,
+//! and no knowledge of the kernel's records or of any output format.
+
+mod address;
+mod profile;
+
+pub use address::{ElfAddr, FileOffset, RuntimeAddr};
+pub use profile::{
+    Binary, BinaryIdx, BinaryKind, Frame, FrameIdx, FrameKind, Line, Process, ProcessIdx, Profile,
+    Quality, Sample, Segment, Stack, StackIdx, Thread, ThreadIdx, TraceLink,
+};
