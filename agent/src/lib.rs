@@ -2,6 +2,6 @@
 //!
 //! The modules are the stages of the pipeline, in the order data flows.
 
-pub mod model;
-pub mod export;
 pub mod cli;
+pub mod export;
+pub mod model;

@@ -8,7 +8,12 @@ use clap::{Parser, Subcommand};
 
 /// Shows which code is hot on this Linux host.
 #[derive(Parser)]
-#[command(name = "hotspan", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "hotspan",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
