@@ -2,6 +2,12 @@
 //!
 //! The modules are the stages of the pipeline, in the order data flows.
 
+pub mod aggregate;
+pub mod capture;
 pub mod cli;
+pub mod decode;
 pub mod export;
 pub mod model;
+pub mod pipeline;
+pub mod process;
+pub mod symbolize;

@@ -13,6 +13,7 @@ pub mod otlp_send;
 pub mod pprof;
 pub mod saved;
 pub mod speedscope;
+pub mod summary;
 
 use std::io::{self, Write};
 

@@ -5,9 +5,11 @@
 
 mod address;
 mod profile;
+mod raw;
 
 pub use address::{ElfAddr, FileOffset, RuntimeAddr};
 pub use profile::{
     Binary, BinaryIdx, BinaryKind, Frame, FrameIdx, FrameKind, Line, Process, ProcessIdx, Profile,
     Quality, Sample, Segment, Stack, StackIdx, Thread, ThreadIdx, TraceLink,
 };
+pub use raw::{BinaryId, ProcessId, RawFrame};

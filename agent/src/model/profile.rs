@@ -3,7 +3,7 @@
 //! Tables refer to each other by index, as in OTLP profiles, so that a stack seen a million times
 //! is stored once. The model is complete in itself: an exporter needs no other source.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 macro_rules! index {
     ($(#[$doc:meta])* $name:ident) => {
@@ -245,8 +245,10 @@ pub struct Quality {
     pub rooted: u64,
     /// Kept samples whose every frame has a name.
     pub named: u64,
-    /// Samples lost and give-ups, by reason. Reasons that did not occur are absent.
-    pub lost: std::collections::BTreeMap<&'static str, u64>,
+    /// Samples that were taken and lost, by reason. Reasons that did not occur are absent.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// Kept samples whose stack is cut, by reason. Reasons that did not occur are absent.
+    pub cut: BTreeMap<&'static str, u64>,
 }
 
 impl Profile {

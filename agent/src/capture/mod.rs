@@ -1,0 +1,266 @@
+//! The kernel side, seen from the agent: loads the programs, attaches them, reads what they send.
+//!
+//! In: [`Settings`]. Out: a [`Batch`] of raw records whenever it is asked, and counts of what was
+//! lost. It does not look into the records: that is `decode`'s work.
+
+mod btf;
+mod cgroup;
+mod cpus;
+mod perf_event;
+
+use std::{env, fs, io, os::fd::AsFd};
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{PerfEvent, RawTracePoint},
+};
+use hotspan_abi::{
+    counters::{COUNTERS, Counter},
+    limits::RING_BYTES,
+    settings::{Offsets, TargetMode},
+};
+
+use btf::Btf;
+pub use cgroup::{Cgroup, CgroupError};
+use perf_event::{Sampler, SideBand};
+
+/// The programs, compiled from `ebpf/`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan.bpf.o");
+
+/// Names a compiled object to load instead of the embedded one: for tests of a fresh build.
+const OBJECT_VARIABLE: &str = "HOTSPAN_BPF_OBJECT";
+
+/// Which tasks are sampled. Processes are named by [`Capture::add_target`].
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Every task on the host.
+    All,
+    /// Processes that are added one by one.
+    Pids,
+    /// Tasks in a cgroup or below it.
+    Cgroup(Cgroup),
+}
+
+/// What to capture.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which tasks.
+    pub target: Target,
+    /// Samples per second and CPU.
+    pub rate_hz: u32,
+    /// Whether kernel frames are wanted.
+    pub kernel_stacks: bool,
+}
+
+/// Raw records, as they were read.
+#[derive(Default)]
+pub struct Batch {
+    /// Records of the ring buffer, back to back; each knows its length.
+    pub ring: Vec<u8>,
+    /// Records of the perf side band, back to back; each knows its length.
+    pub side_band: Vec<u8>,
+}
+
+/// A running capture. Everything detaches when it is dropped.
+pub struct Capture {
+    samplers: Vec<Sampler>,
+    side_bands: Vec<SideBand>,
+    ring: RingBuf<MapData>,
+    counts: PerCpuArray<MapData, u64>,
+    targets: HashMap<MapData, u32, u32>,
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    _programs: Ebpf,
+}
+
+impl Capture {
+    /// Loads the programs and attaches those that follow processes; the sampler waits for
+    /// [`Self::start`].
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, a map or an event; the text says which.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let mut programs = load_object(settings)?;
+        let log = if log::log_enabled!(log::Level::Debug) {
+            aya_log::EbpfLogger::init(&mut programs).ok()
+        } else {
+            None
+        };
+        // The side band opens first: a process that starts after this point is known by it.
+        let cpus = cpus::online().context("cannot read which CPUs are online")?;
+        let side_bands = cpus
+            .iter()
+            .map(|&cpu| SideBand::open(cpu))
+            .collect::<io::Result<Vec<_>>>()
+            .context("the kernel refused the perf event that reports mappings")?;
+        for name in ["sched_process_fork", "sched_process_exec", "sched_process_exit"] {
+            attach_raw_tracepoint(&mut programs, name)
+                .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
+        }
+        let samplers = open_samplers(&mut programs, &cpus, settings.rate_hz)?;
+        let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
+        let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
+        let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
+        Ok(Self { samplers, side_bands, ring, counts, targets, log, _programs: programs })
+    }
+
+    /// Makes a process a target; `flags` are the `TARGET_*` of [`hotspan_abi::settings`].
+    ///
+    /// # Errors
+    /// When the table of targets is full.
+    pub fn add_target(&mut self, pid: u32, flags: u32) -> Result<()> {
+        self.targets
+            .insert(pid, flags, 0)
+            .with_context(|| format!("cannot follow process {pid}: too many processes"))
+    }
+
+    /// Starts the clocks.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn start(&self) -> Result<()> {
+        self.samplers
+            .iter()
+            .try_for_each(Sampler::start)
+            .context("cannot start sampling")
+    }
+
+    /// Stops the clocks; what was captured can still be read.
+    pub fn stop(&self) {
+        for sampler in &self.samplers {
+            // Fails only when the CPU went away, and then its clock has stopped.
+            let _ = sampler.stop();
+        }
+    }
+
+    /// Appends everything that has arrived to `batch`.
+    ///
+    /// The ring is read before the side band: a mapping is announced before the first sample in
+    /// it, so every sample's mappings are in this batch or an earlier one.
+    pub fn read(&mut self, batch: &mut Batch) {
+        while let Some(record) = self.ring.next() {
+            batch.ring.extend_from_slice(&record);
+        }
+        for side_band in &mut self.side_bands {
+            side_band.drain(|record| batch.side_band.extend_from_slice(record));
+        }
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// What the kernel side counted so far.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counts(&self) -> Result<Vec<(Counter, u64)>> {
+        COUNTERS
+            .iter()
+            .map(|&counter| {
+                let per_cpu = self.counts.get(&(counter as u32), 0)?;
+                Ok((counter, per_cpu.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+fn load_object(settings: &Settings) -> Result<Ebpf> {
+    let fresh = match env::var_os(OBJECT_VARIABLE) {
+        Some(path) => Some(
+            fs::read(&path)
+                .with_context(|| format!("cannot read {} ({OBJECT_VARIABLE})", path.display()))?,
+        ),
+        None => None,
+    };
+    let offsets = offsets(&settings.target)?;
+    let offset_bytes = offsets.to_bytes();
+    let (mode, cgroup) = match &settings.target {
+        Target::All => (TargetMode::All, 0),
+        Target::Pids => (TargetMode::Pids, 0),
+        Target::Cgroup(cgroup) => (TargetMode::Cgroup, cgroup.id),
+    };
+    let (mode, kernel_stacks) = (mode as u32, u32::from(settings.kernel_stacks));
+    let has_task_pt_regs = u32::from(kernel_at_least(5, 15));
+    let log_level: u8 = if log::log_enabled!(log::Level::Debug) { 4 } else { 0 };
+    let cpus = cpus::possible_count()?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("OFFSETS", offset_bytes.as_slice(), true)
+        .override_global("TARGET_MODE", &mode, true)
+        .override_global("TARGET_CGROUP", &cgroup, true)
+        .override_global("KERNEL_STACKS", &kernel_stacks, true)
+        .override_global("HAS_TASK_PT_REGS", &has_task_pt_regs, true)
+        .override_global(aya_log::LEVEL, &log_level, false)
+        .map_max_entries("SCRATCH", cpus)
+        .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
+    loader
+        .load(fresh.as_deref().unwrap_or(OBJECT))
+        .map_err(|error| anyhow!(error).context("the kernel refused the eBPF object"))
+}
+
+fn offsets(target: &Target) -> Result<Offsets> {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    let bytes = fs::read(PATH).with_context(|| format!("cannot read {PATH}"))?;
+    let btf = Btf::parse(&bytes)?;
+    let mut offsets = btf.offsets()?;
+    if !kernel_at_least(5, 15) {
+        offsets.stack_to_pt_regs = SAVED_REGISTERS_OFFSET;
+    }
+    if let Target::Cgroup(Cgroup { controller: Some(controller), .. }) = target {
+        offsets.css_set_member = btf.css_set_controller(controller).ok_or_else(|| {
+            anyhow!("this kernel has no cgroup controller {controller}; name a cgroup of another one")
+        })?;
+    }
+    Ok(offsets)
+}
+
+/// Where `pt_regs` lies from the base of a kernel stack before kernel 5.15, which tells by itself:
+/// at the end of 16 KiB.
+#[cfg(target_arch = "x86_64")]
+const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 168;
+#[cfg(target_arch = "aarch64")]
+const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 336;
+
+/// Bytes for three seconds of samples with 64 frames on every CPU.
+fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
+    const SAMPLE_BYTES: u64 = 56 + 64 * 8 + 8;
+    let wanted = u64::from(cpus) * u64::from(rate_hz) * SAMPLE_BYTES * 3;
+    let most = u64::from(RING_BYTES) * 16;
+    wanted.clamp(512 << 10, most).next_power_of_two() as u32
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
+    programs.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+/// Program `process_fork` goes to `sched_process_fork`, and so on.
+fn attach_raw_tracepoint(programs: &mut Ebpf, tracepoint: &str) -> Result<()> {
+    let name = tracepoint.strip_prefix("sched_").unwrap_or(tracepoint);
+    let program: &mut RawTracePoint = programs
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?
+        .try_into()?;
+    program.load()?;
+    program.attach(tracepoint)?;
+    Ok(())
+}
+
+fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<Sampler>> {
+    let program: &mut PerfEvent = programs
+        .program_mut("sample")
+        .context("the eBPF object has no program sample")?
+        .try_into()?;
+    program.load().context("the kernel refused the sampling program")?;
+    let fd = program.fd()?;
+    cpus.iter()
+        .map(|&cpu| Sampler::open(cpu, rate_hz, fd.as_fd()))
+        .collect::<io::Result<Vec<_>>>()
+        .context("the kernel refused the perf event that drives the sampler")
+}

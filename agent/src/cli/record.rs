@@ -1,0 +1,319 @@
+//! `hotspan record`: from running processes to files and a collector.
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Write},
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    path::PathBuf,
+    process::{ExitCode, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use regex::bytes::Regex;
+use tokio::process::{Child, Command};
+
+use super::{UsageError, duration, output::Output};
+use crate::{
+    capture::{Cgroup, Settings, Target},
+    export::{self, Format, summary::Summary},
+    model::Profile,
+    pipeline::{Ended, Plan, Recording},
+    process,
+};
+
+/// Arguments of `hotspan record`.
+#[derive(Args, Debug)]
+pub struct RecordArgs {
+    /// Sample this process, all its threads (repeatable)
+    #[arg(short, long = "pid", value_name = "PID")]
+    pids: Vec<u32>,
+    /// Sample the whole host (the default)
+    #[arg(short, long)]
+    all: bool,
+    /// Sample this cgroup and all below it: a directory, or a path inside a hierarchy
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// With --pid: also sample processes that it starts from now on
+    #[arg(long)]
+    children: bool,
+    /// Samples per second on each CPU
+    #[arg(short = 'F', long = "rate", value_name = "HZ", default_value_t = 99, allow_negative_numbers = true)]
+    rate_hz: i64,
+    /// How long to record, like 10s or 1m30s; without it until Ctrl-C or the command ends
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true)]
+    duration: Option<String>,
+    /// Leave kernel frames out
+    #[arg(long)]
+    no_kernel: bool,
+    /// Give each thread a tower of its own
+    #[arg(long)]
+    per_thread: bool,
+    /// Keep only processes or threads whose name matches
+    #[arg(long, value_name = "REGEX")]
+    comm: Option<String>,
+    /// Look up source lines and inlined functions (needs debugging information, takes time)
+    #[arg(long)]
+    inline: bool,
+    /// Write this file, format by extension (repeatable); - is folded text on standard output
+    #[arg(short, long = "output", value_name = "FILE")]
+    outputs: Vec<String>,
+    /// Write every output in this format: svg, folded, pprof, otlp, otlp-json, speedscope
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Title of the flame graph
+    #[arg(long, default_value = "")]
+    title: String,
+    /// Send the profile to this OpenTelemetry collector: http://HOST:4317 (gRPC) or :4318 (HTTP)
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+    /// Print a summary as JSON on standard output; the command's own output goes to standard error
+    #[arg(long)]
+    json: bool,
+    /// A command to run and sample, with its children, from its first instruction
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<std::ffi::OsString>,
+}
+
+/// A file to write and how.
+struct Destination {
+    output: Output,
+    format: &'static Format,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// One sentence that says what is wrong and how to mend it.
+pub fn run(args: RecordArgs) -> Result<ExitCode> {
+    let duration = args.duration.as_deref().map(duration::parse).transpose()?;
+    let endpoint = args.otlp.as_deref().map(export::otlp_send::Endpoint::parse).transpose()
+        .map_err(|error| UsageError(error.to_string()))?;
+    let plan = plan(&args)?;
+    let mut destinations = destinations(&args)?;
+    crate::capture::features::why_not_record()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut recording = Recording::prepare(plan)?;
+        recording.start()?;
+        let mut child = launch(&args, &mut recording)?;
+        let progress = progress(duration);
+        let ended = recording.run(duration, child.as_mut(), |kept| progress.set_message(format!("{kept} samples"))).await?;
+        progress.finish_and_clear();
+        let profile = recording.finish()?;
+        let outcome = deliver(&args, &profile, &mut destinations, endpoint.as_ref()).await;
+        let status = command_status(child, &ended).await?;
+        outcome?;
+        Ok(status.map_or(ExitCode::SUCCESS, exit_code))
+    })
+}
+
+fn plan(args: &RecordArgs) -> Result<Plan> {
+    let named = [!args.pids.is_empty(), args.all, args.cgroup.is_some(), !args.command.is_empty()];
+    if named.iter().filter(|&&is_named| is_named).count() > 1 {
+        return Err(UsageError(
+            "--pid, --all, --cgroup and a command exclude each other; name one of them".into(),
+        )
+        .into());
+    }
+    if args.children && args.pids.is_empty() {
+        return Err(UsageError(
+            "--children goes with --pid; a command's children are sampled anyway".into(),
+        )
+        .into());
+    }
+    for &pid in &args.pids {
+        if !process::is_running(pid) {
+            bail!("there is no process {pid}; `ps -e` shows which there are");
+        }
+    }
+    let target = match &args.cgroup {
+        Some(path) => Target::Cgroup(Cgroup::find(path)?),
+        None if args.pids.is_empty() && args.command.is_empty() => Target::All,
+        None => Target::Pids,
+    };
+    let name_filter = args.comm.as_deref().map(Regex::new).transpose().map_err(|error| {
+        let reason = error.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        UsageError(format!("--comm is no regular expression: {reason}"))
+    })?;
+    Ok(Plan {
+        settings: Settings { target, rate_hz: rate(args.rate_hz)?, kernel_stacks: !args.no_kernel },
+        pids: args.pids.clone(),
+        follow_children: args.children,
+        name_filter,
+        with_lines: args.inline,
+    })
+}
+
+/// Checks the rate against the kernel's own limit.
+fn rate(rate_hz: i64) -> Result<u32> {
+    const LIMIT: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
+    let limit = fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(100_000);
+    match u32::try_from(rate_hz) {
+        Ok(rate) if rate > 0 && i64::from(rate) <= limit => Ok(rate),
+        _ => Err(UsageError(format!(
+            "the rate {rate_hz} is not between 1 and {limit}, the kernel's limit (sysctl kernel.perf_event_max_sample_rate)"
+        ))
+        .into()),
+    }
+}
+
+fn destinations(args: &RecordArgs) -> Result<Vec<Destination>> {
+    let forced = match &args.format {
+        Some(name) => Some(export::format_of_name(name).ok_or_else(|| {
+            let names: Vec<_> = export::FORMATS.iter().map(|format| format.name).collect();
+            UsageError(format!("there is no format {name}; use one of {}", names.join(", ")))
+        })?),
+        None => None,
+    };
+    let default = ["hotspan.svg".to_owned()];
+    // A profile that is sent somewhere, or told about in JSON, needs no file.
+    let wants_default = args.outputs.is_empty() && args.otlp.is_none() && !args.json;
+    let paths = if wants_default { &default[..] } else { &args.outputs };
+    if args.json && paths.iter().any(|path| path == "-") {
+        return Err(UsageError(
+            "--json and -o - both want standard output; write one of them to a file".into(),
+        )
+        .into());
+    }
+    let formats = paths
+        .iter()
+        .map(|path| forced.map_or_else(|| format_of(path), Ok))
+        .collect::<Result<Vec<_>>>()?;
+    paths
+        .iter()
+        .zip(formats)
+        .map(|(path, format)| Ok(Destination { output: Output::prepare(path)?, format }))
+        .collect()
+}
+
+fn format_of(path: &str) -> Result<&'static Format> {
+    let name = if path == "-" { "x.folded" } else { path };
+    export::format_of_path(name).ok_or_else(|| {
+        let known: Vec<_> = export::FORMATS.iter().flat_map(|format| format.extensions).copied().collect();
+        let known = known.join(", ");
+        UsageError(format!("the name {path} tells no format; let it end with one of {known}, or add --format")).into()
+    })
+}
+
+fn launch(args: &RecordArgs, recording: &mut Recording) -> Result<Option<Child>> {
+    let Some((program, arguments)) = args.command.split_first() else { return Ok(None) };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if args.json || args.outputs.iter().any(|path| path == "-") {
+        command.stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?));
+    }
+    let child = recording.launch(&mut command).map_err(|error| {
+        let program = program.display();
+        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::NotFound) => {
+                anyhow!("there is no program {program}; check the name and $PATH")
+            }
+            Some(io::ErrorKind::PermissionDenied) => {
+                anyhow!("{program} is no program that may be run; check its permissions")
+            }
+            _ => error.context(format!("cannot start {program}")),
+        }
+    })?;
+    Ok(Some(child))
+}
+
+fn progress(duration: Option<Duration>) -> ProgressBar {
+    let (bar, template) = match duration {
+        Some(duration) => {
+            let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+            (ProgressBar::new(millis), "recording [{bar:30}] {elapsed}, {msg}")
+        }
+        None => (ProgressBar::no_length(), "recording {spinner} {elapsed}, {msg}; Ctrl-C ends it"),
+    };
+    if !io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("█▌ "));
+    }
+    bar
+}
+
+/// Writes every output that can be written, sends the profile, and tells the result. A failure of
+/// one does not keep the others from being made.
+async fn deliver(
+    args: &RecordArgs,
+    profile: &Profile,
+    destinations: &mut [Destination],
+    endpoint: Option<&export::otlp_send::Endpoint>,
+) -> Result<()> {
+    if profile.quality.kept == 0 {
+        bail!("no sample was taken: {}", why_nothing(args, profile));
+    }
+    let options = export::Options { per_thread: args.per_thread, title: args.title.clone() };
+    let mut files = Vec::new();
+    let mut failures = Vec::new();
+    for Destination { output, format } in destinations {
+        match output.write(|out| (format.write)(profile, &options, out)) {
+            Ok(()) => files.push(output.name()),
+            Err(error) => failures.push(error),
+        }
+    }
+    if let Some(endpoint) = endpoint
+        && let Err(error) = export::otlp_send::send_profile(endpoint, profile).await
+    {
+        failures.push(error.into());
+    }
+    report(args, &Summary::new(profile, 10, files))?;
+    let Some(first) = failures.pop() else { return Ok(()) };
+    for error in failures {
+        eprintln!("hotspan: {error:#}");
+    }
+    Err(first)
+}
+
+fn report(args: &RecordArgs, summary: &Summary<'_>) -> Result<()> {
+    eprint!("{}", summary.to_text());
+    for file in summary.files.iter().filter(|file| *file != "-") {
+        eprintln!("wrote {file}");
+    }
+    if args.json {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer(&mut out, summary)?;
+        writeln!(out).context("cannot write standard output")?;
+    }
+    Ok(())
+}
+
+fn why_nothing(args: &RecordArgs, profile: &Profile) -> String {
+    let quality = &profile.quality;
+    if !quality.lost.is_empty() {
+        let lost: Vec<_> = quality.lost.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        return format!("all were lost ({}); try a lower --rate", lost.join(", "));
+    }
+    if args.comm.is_some() {
+        return "no process or thread with such a name ran; leave --comm out to see who did".into();
+    }
+    let used_ms = quality.expected * 1000.0 / f64::from(profile.rate_hz.max(1));
+    format!(
+        "the targets used {used_ms:.0} ms of CPU time in {:.1} s; record for longer, or with a higher --rate",
+        profile.duration_ns as f64 / 1e9
+    )
+}
+
+/// Waits for the command, if there is one; it is told of a SIGTERM that was meant for both.
+async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<ExitStatus>> {
+    let Some(mut child) = child else { return Ok(None) };
+    match ended {
+        Ended::CommandExited(status) => return Ok(Some(*status)),
+        Ended::Signal(libc::SIGTERM) => process::terminate(&child),
+        Ended::Elapsed => eprintln!("hotspan: recorded; waiting for the command to end"),
+        Ended::Signal(_) | Ended::TargetsGone => {}
+    }
+    Ok(Some(child.wait().await.context("lost the command")?))
+}
+
+/// The command's own exit code, or 128 and the signal that ended it, as a shell has it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,300 @@
+//! The only file that knows every stage: it moves data from one to the next.
+//!
+//! In: what to capture and for how long. Out: a finished [`Profile`]. Everything runs on one
+//! thread: the kernel buffers samples, and a tick every fifty milliseconds carries them on.
+
+use std::{collections::VecDeque, process::ExitStatus, time::Duration};
+
+use anyhow::{Context as _, Result};
+use hotspan_abi::{
+    counters::Counter,
+    settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE},
+};
+use regex::bytes::Regex;
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    aggregate::{
+        Samples, ThreadKey,
+        clock::{Clock, now_mono_ns},
+    },
+    capture::{Batch, Capture, Settings, Target},
+    decode::{
+        record::{self, Record, Sample},
+        side_band::{self, SideBandRecord},
+    },
+    model::{Profile, RawFrame},
+    process::{self, Binaries, CpuAccount, ProcessTable, Scope},
+    symbolize::{
+        normalize::normalize,
+        profile::{Context, profile},
+    },
+};
+
+/// How often what the kernel has buffered is read. Short, so that a process which ends soon is
+/// still there when its files are opened.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What to record.
+pub struct Plan {
+    /// What the kernel side does.
+    pub settings: Settings,
+    /// Processes to sample, when [`Target::Pids`].
+    pub pids: Vec<u32>,
+    /// Whether processes that they start are sampled too.
+    pub follow_children: bool,
+    /// Keep only samples of processes or threads with such a name.
+    pub name_filter: Option<Regex>,
+    /// Look up source lines and inlined functions.
+    pub with_lines: bool,
+}
+
+/// Why a recording ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Its time was over.
+    Elapsed,
+    /// The user, or the system, asked for it.
+    Signal(i32),
+    /// The command ended.
+    CommandExited(ExitStatus),
+    /// Every process that was named has ended.
+    TargetsGone,
+}
+
+/// A recording under way.
+pub struct Recording {
+    plan: Plan,
+    capture: Capture,
+    table: ProcessTable,
+    binaries: Binaries,
+    samples: Samples,
+    account: CpuAccount,
+    start_mono_ns: u64,
+    batch: Batch,
+    side_band: VecDeque<SideBandRecord>,
+    frames: Vec<RawFrame>,
+    command: Option<u32>,
+    filtered: u64,
+    malformed: u64,
+}
+
+impl Recording {
+    /// Loads the programs and gets ready; sampling starts with [`Self::start`].
+    ///
+    /// # Errors
+    /// When the kernel refuses anything.
+    pub fn prepare(plan: Plan) -> Result<Self> {
+        let mut capture = Capture::load(&plan.settings)?;
+        let scope = match plan.settings.target {
+            Target::All => Scope::All,
+            Target::Pids | Target::Cgroup(_) => Scope::Known,
+        };
+        let mut table = ProcessTable::new(scope);
+        let mut binaries = Binaries::default();
+        let follow = if plan.follow_children { TARGET_FOLLOW_CHILDREN } else { 0 };
+        for &pid in &plan.pids {
+            capture.add_target(pid, TARGET_SAMPLE | follow)?;
+            table.scan(pid, &mut binaries);
+        }
+        Ok(Self {
+            account: CpuAccount::open(&plan.settings.target),
+            plan,
+            capture,
+            table,
+            binaries,
+            samples: Samples::default(),
+            start_mono_ns: 0,
+            batch: Batch::default(),
+            side_band: VecDeque::new(),
+            frames: Vec::new(),
+            command: None,
+            filtered: 0,
+            malformed: 0,
+        })
+    }
+
+    /// Starts sampling.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn start(&mut self) -> Result<()> {
+        for &pid in &self.plan.pids {
+            self.account.add_running(pid);
+        }
+        self.start_mono_ns = now_mono_ns();
+        self.capture.start()?;
+        // What runs already is looked up while the first samples come in.
+        if matches!(self.plan.settings.target, Target::All) {
+            self.table.scan_all(&mut self.binaries);
+        }
+        Ok(())
+    }
+
+    /// Starts the command that is recorded: the kernel side follows it from its first instruction,
+    /// because it knows who starts it.
+    ///
+    /// # Errors
+    /// When the command cannot be started.
+    pub fn launch(&mut self, command: &mut Command) -> Result<Child> {
+        self.capture.add_target(std::process::id(), TARGET_LAUNCHER)?;
+        let child = command.spawn()?;
+        self.command = child.id();
+        if let Some(pid) = self.command {
+            self.table.expect(pid);
+        }
+        Ok(child)
+    }
+
+    /// Records until something ends it; `progress` is told the number of samples now and then.
+    ///
+    /// # Errors
+    /// When signals cannot be received or the child is lost.
+    pub async fn run(
+        &mut self,
+        duration: Option<Duration>,
+        mut child: Option<&mut Child>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Ended> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let elapsed = async {
+            match duration {
+                Some(duration) => sleep(duration).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(elapsed);
+        loop {
+            let command_exit = async {
+                match &mut child {
+                    Some(child) => child.wait().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let ended = tokio::select! {
+                () = &mut elapsed => Ended::Elapsed,
+                _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
+                _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
+                status = command_exit => Ended::CommandExited(status.context("lost the command")?),
+                _ = tick.tick() => {
+                    self.read();
+                    progress(self.samples.count());
+                    if self.targets_are_gone() { Ended::TargetsGone } else { continue }
+                }
+            };
+            self.capture.stop();
+            return Ok(ended);
+        }
+    }
+
+    fn targets_are_gone(&self) -> bool {
+        !self.plan.pids.is_empty()
+            && !self.plan.follow_children
+            && self.plan.pids.iter().all(|&pid| !process::is_running(pid))
+    }
+
+    /// Takes in what has arrived, in the order in which it happened.
+    fn read(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.ring.clear();
+        batch.side_band.clear();
+        self.capture.read(&mut batch);
+        self.side_band.extend(side_band::records(&batch.side_band));
+        // Each CPU has a ring of its own, so the order must be made.
+        self.side_band.make_contiguous().sort_by_key(|record| record.time_mono_ns);
+        for record in record::records(&batch.ring) {
+            let Some(record) = record else {
+                self.malformed += 1;
+                continue;
+            };
+            self.apply_side_band_until(record.time_mono_ns());
+            match record {
+                Record::Sample(sample) => self.sample(&sample),
+                Record::Exec(event) if Some(event.pid) == self.command => {
+                    self.account.add_started(event.pid, event.thread_cpu_ns);
+                }
+                Record::Exec(_) => {}
+                Record::Exit(event) => {
+                    let is_last_thread = event.is_last_thread != 0;
+                    self.account.thread_exit(event.pid, event.thread_cpu_ns, is_last_thread);
+                    if is_last_thread {
+                        self.table.exit(event.pid);
+                    }
+                }
+            }
+        }
+        self.apply_side_band_until(u64::MAX);
+        self.table.forget_exited();
+        self.batch = batch;
+    }
+
+    fn apply_side_band_until(&mut self, time_mono_ns: u64) {
+        while self.side_band.front().is_some_and(|record| record.time_mono_ns <= time_mono_ns) {
+            if let Some(record) = self.side_band.pop_front() {
+                self.table.apply(record, &mut self.binaries);
+            }
+        }
+    }
+
+    fn sample(&mut self, sample: &Sample<'_>) {
+        let header = &sample.header;
+        let process = self.table.of_sample(header.pid, sample.thread_name(), &mut self.binaries);
+        if let Some(filter) = &self.plan.name_filter {
+            let name = &self.table.identity(process).name;
+            if !filter.is_match(name.as_bytes()) && !filter.is_match(sample.thread_name()) {
+                self.filtered += 1;
+                return;
+            }
+        }
+        normalize(sample, process, &mut self.table, &mut self.binaries, &mut self.frames);
+        let thread = ThreadKey { process, tid: header.tid, name: header.comm };
+        let time_mono_ns = header.header.time_mono_ns;
+        self.samples.push(thread, header.cpu, time_mono_ns, self.frames.iter().copied());
+    }
+
+    /// Reads what is left and puts the profile together.
+    ///
+    /// # Errors
+    /// When the kernel's counters cannot be read.
+    pub fn finish(mut self) -> Result<Profile> {
+        let end_mono_ns = now_mono_ns();
+        self.read();
+        for pid in self.table.pids() {
+            self.account.add_started(pid, 0);
+        }
+        let used_ns = self.account.close();
+        let context = Context {
+            table: &self.table,
+            binaries: &self.binaries,
+            clock: Clock::read(),
+            with_lines: self.plan.with_lines,
+            rate_hz: self.plan.settings.rate_hz,
+            start_mono_ns: self.start_mono_ns,
+            end_mono_ns,
+        };
+        let mut profile = profile(&self.samples, &context);
+        let quality = &mut profile.quality;
+        quality.expected = used_ns as f64 / 1e9 * f64::from(self.plan.settings.rate_hz);
+        if self.filtered > 0 {
+            // Nobody keeps account of CPU time by name: the share that was kept must do.
+            let kept = quality.kept as f64;
+            quality.expected *= kept / (kept + self.filtered as f64);
+        }
+        let mut lost = vec![("malformed_record", self.malformed)];
+        lost.push(("side_band_ring_full", self.table.lost_records));
+        for (counter, count) in self.capture.counts()? {
+            if counter != Counter::SamplesTaken {
+                lost.push((counter.name(), count));
+            }
+        }
+        quality.lost.extend(lost.into_iter().filter(|&(_, count)| count > 0));
+        Ok(profile)
+    }
+}

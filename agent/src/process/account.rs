@@ -1,0 +1,133 @@
+//! How much CPU time the targets used while they were sampled.
+//!
+//! A live process has a clock of its own, which counts its ended threads too. A process that ended
+//! has left the CPU time of each of its threads in the exit events.
+
+use rustc_hash::FxHashMap;
+
+use super::cpu_time;
+use crate::capture::{Cgroup, Target};
+
+/// The account of one capture.
+pub enum CpuAccount {
+    /// The whole host.
+    Host {
+        /// Busy time at the start.
+        start_ns: u64,
+    },
+    /// A cgroup and all below it.
+    Cgroup {
+        /// The cgroup.
+        cgroup: Cgroup,
+        /// Its CPU time at the start.
+        start_ns: u64,
+    },
+    /// Single processes.
+    Processes(FxHashMap<u32, ProcessAccount>),
+}
+
+/// The account of one process.
+#[derive(Default)]
+pub struct ProcessAccount {
+    /// CPU time of the whole process at the start.
+    start_ns: u64,
+    /// Of it, the time of threads that were alive then: their exits will tell it again.
+    start_live_ns: u64,
+    /// CPU time of the threads whose exit was seen.
+    exited_ns: u64,
+    has_ended: bool,
+}
+
+impl CpuAccount {
+    /// Opens the account: reads what the target has used so far.
+    #[must_use]
+    pub fn open(target: &Target) -> Self {
+        match target {
+            Target::All => Self::Host { start_ns: cpu_time::of_host().unwrap_or(0) },
+            Target::Cgroup(cgroup) => Self::Cgroup {
+                cgroup: cgroup.clone(),
+                start_ns: cpu_time::of_cgroup(cgroup).unwrap_or(0),
+            },
+            Target::Pids => Self::Processes(FxHashMap::default()),
+        }
+    }
+
+    /// Adds a process that runs already.
+    pub fn add_running(&mut self, pid: u32) {
+        if let Self::Processes(accounts) = self {
+            let account = ProcessAccount {
+                start_ns: cpu_time::of_process(pid).unwrap_or(0),
+                start_live_ns: cpu_time::of_live_threads(pid),
+                ..ProcessAccount::default()
+            };
+            accounts.insert(pid, account);
+        }
+    }
+
+    /// Adds a process that is sampled from here on, and has used `used_ns` before.
+    pub fn add_started(&mut self, pid: u32, used_ns: u64) {
+        if let Self::Processes(accounts) = self {
+            accounts.entry(pid).or_insert(ProcessAccount {
+                start_ns: used_ns,
+                start_live_ns: used_ns,
+                ..ProcessAccount::default()
+            });
+        }
+    }
+
+    /// Takes in the end of a thread.
+    pub fn thread_exit(&mut self, pid: u32, thread_cpu_ns: u64, is_last_thread: bool) {
+        if let Self::Processes(accounts) = self {
+            let account = accounts.entry(pid).or_default();
+            account.exited_ns += thread_cpu_ns;
+            account.has_ended |= is_last_thread;
+        }
+    }
+
+    /// CPU time used since the account was opened, in nanoseconds.
+    #[must_use]
+    pub fn close(&self) -> u64 {
+        match self {
+            Self::Host { start_ns } => cpu_time::of_host().unwrap_or(0).saturating_sub(*start_ns),
+            Self::Cgroup { cgroup, start_ns } => {
+                cpu_time::of_cgroup(cgroup).unwrap_or(0).saturating_sub(*start_ns)
+            }
+            Self::Processes(accounts) => {
+                accounts.iter().map(|(&pid, account)| account.used_ns(pid)).sum()
+            }
+        }
+    }
+}
+
+impl ProcessAccount {
+    fn used_ns(&self, pid: u32) -> u64 {
+        match cpu_time::of_process(pid) {
+            Some(now_ns) if !self.has_ended => now_ns.saturating_sub(self.start_ns),
+            _ => self.exited_ns.saturating_sub(self.start_live_ns),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No process has this id: the kernel's highest is 2^22.
+    const NO_PID: u32 = 1 << 30;
+
+    #[test]
+    fn ended_process_is_charged_what_its_threads_left() {
+        let mut account = CpuAccount::Processes(FxHashMap::default());
+        account.add_started(NO_PID, 100);
+        account.thread_exit(NO_PID, 1_000, false);
+        account.thread_exit(NO_PID, 2_000, true);
+        assert_eq!(account.close(), 2_900);
+    }
+
+    #[test]
+    fn process_that_was_never_announced_counts_from_zero() {
+        let mut account = CpuAccount::Processes(FxHashMap::default());
+        account.thread_exit(NO_PID, 7, true);
+        assert_eq!(account.close(), 7);
+    }
+}

@@ -1,0 +1,24 @@
+//! Who is running: processes, their executable mappings, the files behind them, their CPU time.
+//!
+//! In: events of the side band, and `/proc` for what started before us. Out: answers to "which
+//! file and offset is this address of that process", and facts that profiles carry. It reads other
+//! processes' files, which they control: every read is bounded, and nothing is executed or followed
+//! out of their root.
+
+mod account;
+pub mod binary;
+pub mod cpu_time;
+mod elf;
+mod mapping;
+pub mod perf_map_file;
+mod proc_files;
+mod signal;
+mod table;
+mod vdso;
+
+pub use account::CpuAccount;
+pub use binary::{Binaries, KnownBinary};
+pub use elf::ElfFacts;
+pub use proc_files::{is_running, threads};
+pub use signal::terminate;
+pub use table::{Found, Identity, ProcessTable, Scope};

@@ -1,0 +1,118 @@
+//! Names of addresses in files, through blazesym.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
+
+use super::demangle::{Language, demangle};
+use crate::{
+    model::{FrameKind, Line},
+    process::KnownBinary,
+};
+
+/// An address's functions, innermost first, and the language they are in.
+pub struct Named {
+    /// Kind of code.
+    pub kind: FrameKind,
+    /// Functions, innermost first.
+    pub lines: Vec<Line>,
+}
+
+/// Looks names up in files.
+pub struct FileNames {
+    symbolizer: Symbolizer,
+    with_lines: bool,
+}
+
+impl FileNames {
+    /// A look-up in symbol tables, or, `with_lines`, in debugging information too: inlined
+    /// functions and source lines, for much more time and memory.
+    #[must_use]
+    pub fn new(with_lines: bool) -> Self {
+        let symbolizer = Symbolizer::builder()
+            .enable_code_info(with_lines)
+            .enable_inlined_fns(with_lines)
+            .enable_demangling(false)
+            .build();
+        Self { symbolizer, with_lines }
+    }
+
+    /// Names of ELF addresses of one file, in their order; `None` for each that has none.
+    pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
+        let Some(path) = binary.open_path() else { return unnamed(addrs) };
+        let mut found = self.find_in(path, binary, addrs);
+        // A stripped file may have its symbols installed beside it.
+        if found.iter().any(Option::is_none)
+            && let Some(path) = separate_debug_file(&binary.facts.build_id)
+        {
+            for (slot, other) in found.iter_mut().zip(self.find_in(path, binary, addrs)) {
+                if slot.is_none() {
+                    *slot = other;
+                }
+            }
+        }
+        found
+    }
+
+    fn find_in(&self, path: PathBuf, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
+        let mut elf = source::Elf::new(path);
+        elf.debug_syms = self.with_lines;
+        match self.symbolizer.symbolize(&source::Source::Elf(elf), Input::VirtOffset(addrs)) {
+            Ok(found) => found.iter().map(|symbol| named(symbol, binary)).collect(),
+            Err(error) => {
+                tracing::debug!(path = %binary.path, %error, "no symbols");
+                unnamed(addrs)
+            }
+        }
+    }
+}
+
+fn unnamed(addrs: &[u64]) -> Vec<Option<Named>> {
+    addrs.iter().map(|_| None).collect()
+}
+
+/// Where distributions install the debugging information of stripped files.
+fn separate_debug_file(build_id: &[u8]) -> Option<PathBuf> {
+    let (first, rest) = build_id.split_first()?;
+    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = format!("/usr/lib/debug/.build-id/{first:02x}/{rest}.debug");
+    Path::new(&path).exists().then(|| path.into())
+}
+
+fn named(symbolized: &Symbolized<'_>, binary: &KnownBinary) -> Option<Named> {
+    let Symbolized::Sym(symbol) = symbolized else { return None };
+    let (_, language) = demangle(&symbol.name);
+    let kind = match language {
+        Language::Rust => FrameKind::Rust,
+        // Only Go puts a dot between package and function.
+        Language::Unknown if !binary.facts.go_build_id.is_empty() && symbol.name.contains('.') => {
+            FrameKind::Go
+        }
+        Language::Cpp | Language::Unknown => FrameKind::Native,
+    };
+    Some(Named { kind, lines: lines(symbol) })
+}
+
+/// blazesym lists inlined functions from the outside in, each with the place in itself.
+fn lines(symbol: &Sym<'_>) -> Vec<Line> {
+    symbol
+        .inlined
+        .iter()
+        .rev()
+        .map(|inlined| line(&inlined.name, inlined.code_info.as_ref()))
+        .chain([line(&symbol.name, symbol.code_info.as_deref())])
+        .collect()
+}
+
+fn line(symbol: &str, place: Option<&CodeInfo<'_>>) -> Line {
+    let (function, _) = demangle(symbol);
+    let function: Arc<str> = function.into();
+    let system_name = (*function != *symbol).then(|| symbol.into());
+    let file = place.map(|place| place.to_path().to_string_lossy().into());
+    let number = place.and_then(|place| place.line).unwrap_or(0);
+    let column = place.and_then(|place| place.column).map_or(0, u32::from);
+    Line { function, system_name, file, line: number, column }
+}

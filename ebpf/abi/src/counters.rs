@@ -1,0 +1,38 @@
+//! Every way the kernel side loses something: the index in the per-CPU array and the name it is
+//! shown under. A new early return in `ebpf/` chooses one of these. Why a stack that was kept is cut
+//! is not here: its record says so ([`crate::records::StopReason`]).
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A reason, as an index into the per-CPU counter array.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[$doc])* $variant,)* }
+
+        /// All counters, in index order.
+        pub const COUNTERS: &[Counter] = &[$(Counter::$variant,)*];
+
+        impl Counter {
+            /// The name under which it is shown and exported.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Samples of a target that were taken, kept or not.
+    SamplesTaken = "samples_taken",
+    /// The ring buffer had no room for a sample.
+    RingFull = "ring_full",
+    /// The ring buffer had no room for a process event.
+    RingFullProcess = "process_event_ring_full",
+    /// A scratch slot was missing: more CPUs than the maps were made for.
+    NoScratch = "no_scratch",
+    /// The kernel refused to walk its own stack.
+    KernelStackFailed = "kernel_stack_failed",
+    /// The table of followed processes is full; a child is not followed.
+    TargetsFull = "targets_full",
+}

@@ -1,0 +1,129 @@
+//! What the kernel side sends through the ring buffer.
+//!
+//! Every record starts with a [`RecordHeader`], which knows the record's kind and its whole
+//! length. A [`SampleHeader`] is followed by `kernel_frames + user_frames` addresses of 8 bytes.
+
+use crate::limits::{COMM_BYTES, FRAME_SLOTS};
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RecordKind {
+    /// A CPU sample: [`SampleHeader`] and frames.
+    Sample = 1,
+    /// A process replaced its program: [`ProcessEvent`].
+    Exec = 2,
+    /// A thread ended, perhaps the last of its process: [`ProcessEvent`].
+    Exit = 3,
+}
+
+impl TryFrom<u32> for RecordKind {
+    type Error = u32;
+    fn try_from(value: u32) -> Result<Self, u32> {
+        match value {
+            1 => Ok(Self::Sample),
+            2 => Ok(Self::Exec),
+            3 => Ok(Self::Exit),
+            other => Err(other),
+        }
+    }
+}
+
+/// First part of every record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// A [`RecordKind`].
+    pub kind: u32,
+    /// Length of the whole record, this header included.
+    pub total_bytes: u32,
+    /// `CLOCK_MONOTONIC` when it happened.
+    pub time_mono_ns: u64,
+}
+const _: () = assert!(size_of::<RecordHeader>() == 16);
+
+/// Why the user part of a stack ends where it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum StopReason {
+    /// The chain ends as the ABI says it does: the stack is complete.
+    Root = 0,
+    /// There is no user stack: a kernel thread, or a process that is being made or torn down.
+    NoUserStack = 1,
+    /// No rule leads further: the frame pointer is not one.
+    NoUnwindTable = 2,
+    /// The stack could not be read.
+    StackReadFailed = 3,
+    /// Deeper than a sample can hold.
+    Truncated = 4,
+    /// The saved user registers could not be read.
+    NoRegisters = 5,
+}
+
+impl TryFrom<u32> for StopReason {
+    type Error = u32;
+    fn try_from(value: u32) -> Result<Self, u32> {
+        Ok(match value {
+            0 => Self::Root,
+            1 => Self::NoUserStack,
+            2 => Self::NoUnwindTable,
+            3 => Self::StackReadFailed,
+            4 => Self::Truncated,
+            5 => Self::NoRegisters,
+            other => return Err(other),
+        })
+    }
+}
+
+/// A CPU sample. Its frames follow, leaf first: the kernel's, then the user's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SampleHeader {
+    /// Kind, length and time.
+    pub header: RecordHeader,
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// CPU number.
+    pub cpu: u32,
+    /// A [`StopReason`] for the user part.
+    pub stop: u32,
+    /// Number of kernel frames.
+    pub kernel_frames: u32,
+    /// Number of user frames.
+    pub user_frames: u32,
+    /// Thread name, zero-terminated.
+    pub comm: [u8; COMM_BYTES],
+}
+const _: () = assert!(size_of::<SampleHeader>() == 56);
+
+/// A sample at its largest, as it is built before it is sent.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SampleRecord {
+    /// The fixed part.
+    pub sample: SampleHeader,
+    /// The frames; only the used ones are sent.
+    pub frames: [u64; FRAME_SLOTS],
+}
+const _: () = assert!(size_of::<SampleRecord>() == 56 + FRAME_SLOTS * 8);
+
+/// Something happened to a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessEvent {
+    /// Kind, length and time.
+    pub header: RecordHeader,
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// CPU time this thread has used, as the scheduler accounts for it.
+    pub thread_cpu_ns: u64,
+    /// For an exit: 1 when this was the process's last thread.
+    pub is_last_thread: u32,
+    /// Unused.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<ProcessEvent>() == 40);

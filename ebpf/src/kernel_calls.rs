@@ -1,0 +1,144 @@
+//! The kernel's helpers, each wrapped once.
+#![allow(unsafe_code)]
+
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::helpers::generated as raw;
+use hotspan_abi::{counters::Counter, limits::WINDOW_WORDS};
+use hotspan_ebpf::unwind::ReadMemory;
+
+use crate::maps::{COUNTS, EVENTS};
+
+/// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
+const RB_NO_WAKEUP: u64 = 1;
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU, and an addition that an interrupt tears loses one
+        // count at most.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Process and thread id of the running task, in the initial pid namespace.
+#[inline(always)]
+pub fn current_pid_tid() -> (u32, u32) {
+    let both = aya_ebpf::helpers::bpf_get_current_pid_tgid();
+    ((both >> 32) as u32, both as u32)
+}
+
+/// The running `task_struct`.
+#[inline(always)]
+pub fn current_task() -> u64 {
+    // SAFETY: the helper takes nothing and returns the pointer as a number.
+    unsafe { raw::bpf_get_current_task() }
+}
+
+/// The CPU this runs on.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { raw::bpf_get_smp_processor_id() }
+}
+
+/// `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn now_mono_ns() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { raw::bpf_ktime_get_ns() }
+}
+
+/// Fills `comm` with the name of the running thread; leaves it alone when the kernel refuses.
+///
+/// # Safety
+/// `comm` points at 16 writable bytes.
+#[inline(always)]
+pub unsafe fn current_comm(comm: *mut [u8; 16]) {
+    // SAFETY: the caller vouches for the pointer, and the size is its type's.
+    unsafe { raw::bpf_get_current_comm(comm.cast::<c_void>(), 16) };
+}
+
+/// Reads a plain value of the kernel's; `None` when the address is bad.
+#[inline(always)]
+pub fn read_kernel<T: Copy>(addr: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes exactly the given size, or fails and clears it.
+    let failed = unsafe {
+        raw::bpf_probe_read_kernel(
+            value.as_mut_ptr().cast::<c_void>(),
+            size_of::<T>() as u32,
+            addr as *const c_void,
+        )
+    };
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: the helper succeeded, so every byte was written, and callers read plain integers.
+    Some(unsafe { value.assume_init() })
+}
+
+/// Address of the saved user registers of the running task (kernel 5.15 and later).
+#[inline(always)]
+pub fn current_task_pt_regs() -> u64 {
+    // SAFETY: the helper takes nothing; the pointer is only handed on.
+    let task = unsafe { raw::bpf_get_current_task_btf() };
+    // SAFETY: the task is the running one, straight from the helper above.
+    unsafe { raw::bpf_task_pt_regs(task) as u64 }
+}
+
+/// Walks the kernel's stack into `frames`; the number of bytes written, or an error.
+///
+/// # Safety
+/// `frames` has room for `bytes` bytes, and `ctx` is the context of the running program.
+#[inline(always)]
+pub unsafe fn kernel_stack(ctx: *mut c_void, frames: *mut u64, bytes: u32) -> i64 {
+    // SAFETY: the caller vouches for both.
+    unsafe { raw::bpf_get_stack(ctx, frames.cast::<c_void>(), bytes, 0) }
+}
+
+/// Sends a record; false when the ring is full.
+///
+/// # Safety
+/// `record` points at `bytes` readable bytes.
+#[inline(always)]
+pub unsafe fn send(record: *const c_void, bytes: u64) -> bool {
+    // SAFETY: the caller vouches for the record; the map is ours.
+    unsafe {
+        raw::bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast::<c_void>(),
+            record.cast_mut(),
+            bytes,
+            RB_NO_WAKEUP,
+        ) == 0
+    }
+}
+
+/// The memory of the running process.
+pub struct UserMemory;
+
+impl UserMemory {
+    #[inline(always)]
+    fn read<T>(addr: u64, value: &mut T) -> bool {
+        // SAFETY: the destination is exactly this large; a bad source makes the helper fail.
+        unsafe {
+            raw::bpf_probe_read_user(
+                (&raw mut *value).cast::<c_void>(),
+                size_of::<T>() as u32,
+                addr as *const c_void,
+            ) == 0
+        }
+    }
+}
+
+impl ReadMemory for UserMemory {
+    #[inline(always)]
+    fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
+        Self::read(addr, words)
+    }
+    #[inline(always)]
+    fn read_pair(&mut self, addr: u64, pair: &mut [u64; 2]) -> bool {
+        Self::read(addr, pair)
+    }
+}

@@ -1,0 +1,81 @@
+//! The maps and settings that the programs share with the agent.
+// Names that the loader looks for are exported unmangled, which counts as unsafe.
+#![allow(unsafe_code)]
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use hotspan_abi::{
+    counters::COUNTERS,
+    limits::{MAX_TARGETS, RING_BYTES},
+    records::SampleRecord,
+    settings::{Offsets, TargetMode},
+};
+use hotspan_ebpf::unwind::{Registers, Window};
+
+/// Where samples and process events go.
+#[btf_map]
+pub static EVENTS: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();
+
+/// What was lost, by [`hotspan_abi::counters::Counter`].
+#[btf_map]
+pub static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
+
+/// Followed processes: tgid to `TARGET_*` flags.
+#[btf_map]
+pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
+
+/// One sampler's working memory: far too large for the 512 bytes of stack.
+#[repr(C)]
+pub struct Scratch {
+    /// The sample as it is built.
+    pub record: SampleRecord,
+    /// Registers of the frame that is unwound.
+    pub registers: Registers,
+    /// The part of the user stack that was read.
+    pub window: Window,
+}
+
+/// Indexed by CPU: an array lookup is inlined, and nothing else of the sampler can run on this CPU
+/// meanwhile. The agent sets the number of entries to the number of possible CPUs.
+#[btf_map]
+pub static SCRATCH: Array<Scratch, 1> = Array::new();
+
+/// A [`TargetMode`].
+#[unsafe(no_mangle)]
+pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::All as u32);
+
+/// Whether kernel frames are wanted.
+#[unsafe(no_mangle)]
+pub static KERNEL_STACKS: Global<u32> = Global::new(1);
+
+/// Whether the kernel has `bpf_task_pt_regs` (5.15); else the registers are found below the end of
+/// the kernel stack.
+#[unsafe(no_mangle)]
+pub static HAS_TASK_PT_REGS: Global<u32> = Global::new(1);
+
+/// Id of the target cgroup.
+#[unsafe(no_mangle)]
+pub static TARGET_CGROUP: Global<u64> = Global::new(0);
+
+/// Members' offsets in this kernel.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
+
+/// The offset of one member. Only this word is read, so that the verifier sees a constant.
+macro_rules! offset_of {
+    ($member:ident) => {{
+        let offsets = (&raw const $crate::maps::OFFSETS).cast::<hotspan_abi::settings::Offsets>();
+        // SAFETY: `Global` is transparent over the value, which is initialized and never written
+        // while programs run.
+        unsafe { core::ptr::read_volatile(&raw const (*offsets).$member) as u64 }
+    }};
+}
+pub(crate) use offset_of;
+
+/// The helpers that trace are for GPL programs only; the kernel reads this section.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,7 @@
+//! One file per group of programs.
+#![allow(unsafe_code)]
+
+mod process;
+mod registers;
+mod sample;
+mod target;

@@ -1,0 +1,98 @@
+//! The life of processes: who is followed, and how much CPU time the ones that end have used.
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_log_ebpf::debug;
+use hotspan_abi::{
+    counters::Counter,
+    records::{ProcessEvent, RecordHeader, RecordKind},
+    settings::{
+        TARGET_AT_EXEC, TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE, TargetMode,
+    },
+};
+
+use super::target::target_flags;
+use crate::{
+    kernel_calls::{count, current_pid_tid, now_mono_ns, read_kernel, send},
+    maps::{TARGET_MODE, TARGETS, offset_of},
+};
+
+/// `sched_process_fork(parent, child)`: children of followed processes are followed too.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    let child: u64 = ctx.arg::<u64>(1);
+    let (parent_pid, _) = current_pid_tid();
+    let flags = target_flags(parent_pid);
+    let inherited = if flags & TARGET_LAUNCHER != 0 {
+        TARGET_AT_EXEC
+    } else if flags & TARGET_FOLLOW_CHILDREN != 0 {
+        flags
+    } else {
+        return 0;
+    };
+    let Some(child_pid) = read_kernel::<u32>(child + offset_of!(task_tgid)) else { return 0 };
+    if child_pid == parent_pid {
+        return 0; // A thread.
+    }
+    if TARGETS.insert(child_pid, inherited, 0).is_err() {
+        count(Counter::TargetsFull);
+    } else {
+        debug!(&ctx, "process {} follows its parent {}", child_pid, parent_pid);
+    }
+    0
+}
+
+/// `sched_process_exec(task, old_pid, bprm)`.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    let task: u64 = ctx.arg::<u64>(0);
+    let (pid, tid) = current_pid_tid();
+    let flags = target_flags(pid);
+    if flags & TARGET_AT_EXEC != 0 {
+        let followed = TARGET_SAMPLE | TARGET_FOLLOW_CHILDREN;
+        if TARGETS.insert(pid, followed, 0).is_err() {
+            count(Counter::TargetsFull);
+        }
+        debug!(&ctx, "command started as process {}", pid);
+    }
+    report(RecordKind::Exec, task, pid, tid, false);
+    0
+}
+
+/// `sched_process_exit(task, …)`, once for each thread.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    let task: u64 = ctx.arg::<u64>(0);
+    let (pid, tid) = current_pid_tid();
+    let is_followed = target_flags(pid) & TARGET_SAMPLE != 0;
+    // The count of live threads is taken down before this tracepoint: zero means the last one.
+    let is_last = read_kernel::<u64>(task + offset_of!(task_signal))
+        .and_then(|signal| read_kernel::<i32>(signal + offset_of!(signal_live)))
+        == Some(0);
+    if is_followed || (is_last && TARGET_MODE.load() != TargetMode::Pids as u32) {
+        report(RecordKind::Exit, task, pid, tid, is_last);
+    }
+    if is_last {
+        let _ = TARGETS.remove(pid);
+    }
+    0
+}
+
+#[inline(always)]
+fn report(kind: RecordKind, task: u64, pid: u32, tid: u32, is_last_thread: bool) {
+    let event = ProcessEvent {
+        header: RecordHeader {
+            kind: kind as u32,
+            total_bytes: size_of::<ProcessEvent>() as u32,
+            time_mono_ns: now_mono_ns(),
+        },
+        pid,
+        tid,
+        thread_cpu_ns: read_kernel::<u64>(task + offset_of!(task_sum_exec_runtime)).unwrap_or(0),
+        is_last_thread: u32::from(is_last_thread),
+        _pad: 0,
+    };
+    // SAFETY: the event is on this program's stack.
+    if !unsafe { send((&raw const event).cast(), size_of::<ProcessEvent>() as u64) } {
+        count(Counter::RingFullProcess);
+    }
+}

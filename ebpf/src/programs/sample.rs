@@ -1,0 +1,147 @@
+//! The sampler: one stack, kernel and user, at each tick of a CPU's clock.
+
+use aya_ebpf::{EbpfContext, macros::perf_event, programs::PerfEventContext};
+use hotspan_abi::{
+    counters::Counter,
+    limits::{FRAME_SLOTS, FRAMES_PER_CALL, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, UNWIND_CALLS},
+    records::{RecordHeader, RecordKind, SampleHeader, StopReason},
+};
+use hotspan_ebpf::unwind::{Step, step_frame_pointer};
+
+use super::{
+    registers::{interrupted, is_kernel, saved},
+    target::is_target,
+};
+use crate::{
+    kernel_calls::{
+        UserMemory, count, cpu, current_comm, current_pid_tid, current_task, kernel_stack,
+        now_mono_ns, read_kernel, send,
+    },
+    maps::{KERNEL_STACKS, SCRATCH, Scratch, offset_of},
+};
+
+#[perf_event]
+pub fn sample(ctx: PerfEventContext) -> u32 {
+    let (pid, tid) = current_pid_tid();
+    if pid == 0 || !is_target(pid) {
+        return 0;
+    }
+    count(Counter::SamplesTaken);
+    let cpu = cpu();
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        count(Counter::NoScratch);
+        return 0;
+    };
+    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
+    let scratch = unsafe { &mut *scratch };
+    scratch.record.sample = SampleHeader {
+        header: RecordHeader {
+            kind: RecordKind::Sample as u32,
+            total_bytes: 0,
+            time_mono_ns: now_mono_ns(),
+        },
+        pid,
+        tid,
+        cpu,
+        ..SampleHeader::default()
+    };
+    // SAFETY: the field is 16 bytes of this CPU's slot.
+    unsafe { current_comm(&raw mut scratch.record.sample.comm) };
+
+    let stop = walk(&ctx, scratch, cpu);
+    scratch.record.sample.stop = stop as u32;
+    submit(scratch);
+    0
+}
+
+/// Fills in both parts of the stack and tells why the user part ends.
+#[inline(always)]
+fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, cpu: u32) -> StopReason {
+    scratch.registers = interrupted(ctx);
+    if is_kernel(scratch.registers.ip) {
+        if KERNEL_STACKS.load() != 0 {
+            walk_kernel(ctx, scratch);
+        }
+        // A kernel thread has no memory of its own, nor has a process on its way out.
+        match read_kernel::<u64>(current_task() + offset_of!(task_mm)) {
+            None | Some(0) => return StopReason::NoUserStack,
+            Some(_) => {}
+        }
+        let Some(registers) = saved() else { return StopReason::NoRegisters };
+        if registers.ip == 0 || is_kernel(registers.ip) {
+            return StopReason::NoUserStack;
+        }
+        scratch.registers = registers;
+    }
+    walk_user(cpu)
+}
+
+#[inline(always)]
+fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
+    const BYTES: usize = MAX_KERNEL_FRAMES * 8;
+    // SAFETY: the frames are the first of FRAME_SLOTS, more than MAX_KERNEL_FRAMES.
+    let bytes = unsafe {
+        kernel_stack(ctx.as_ptr(), (&raw mut scratch.record.frames).cast(), BYTES as u32)
+    };
+    if bytes <= 0 {
+        count(Counter::KernelStackFailed);
+    } else {
+        scratch.record.sample.kernel_frames = (bytes as u32 >> 3).min(MAX_KERNEL_FRAMES as u32);
+    }
+}
+
+#[inline(always)]
+fn walk_user(cpu: u32) -> StopReason {
+    for call in 0..UNWIND_CALLS {
+        match unwind_frames(cpu, call as u32) {
+            CONTINUE => {}
+            reason => return StopReason::try_from(reason).unwrap_or(StopReason::NoUnwindTable),
+        }
+    }
+    StopReason::Truncated
+}
+
+/// Not a [`StopReason`]: there may be more frames.
+const CONTINUE: u32 = u32::MAX;
+
+/// Unwinds up to [`FRAMES_PER_CALL`] frames. A BPF global function, which the verifier checks once
+/// and on its own: only numbers cross it, so it finds the state by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        return StopReason::NoRegisters as u32;
+    };
+    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
+    let scratch = unsafe { &mut *scratch };
+    if call == 0 {
+        scratch.window.start = 0;
+    }
+    for _ in 0..FRAMES_PER_CALL {
+        let sample = &mut scratch.record.sample;
+        if sample.user_frames >= MAX_USER_FRAMES as u32 {
+            return StopReason::Truncated as u32;
+        }
+        let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
+        scratch.record.frames[slot] = scratch.registers.ip;
+        sample.user_frames += 1;
+        let step =
+            step_frame_pointer(&mut scratch.registers, &mut scratch.window, &mut UserMemory);
+        if let Step::Stop(reason) = step {
+            return reason as u32;
+        }
+    }
+    CONTINUE
+}
+
+#[inline(always)]
+fn submit(scratch: &mut Scratch) {
+    let frames = scratch.record.sample.kernel_frames + scratch.record.sample.user_frames;
+    // The mask is for the verifier: the number of frames never reaches FRAME_SLOTS * 2.
+    let bytes = size_of::<SampleHeader>() as u32 + (frames & (FRAME_SLOTS as u32 * 2 - 1)).min(FRAME_SLOTS as u32) * 8;
+    scratch.record.sample.header.total_bytes = bytes;
+    // SAFETY: the record is larger than `bytes`.
+    if !unsafe { send((&raw const scratch.record).cast(), u64::from(bytes)) } {
+        count(Counter::RingFull);
+    }
+}
