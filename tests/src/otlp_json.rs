@@ -29,14 +29,19 @@ pub fn parse(text: &str) -> Result<ExportProfilesServiceRequest> {
     root.end(request)
 }
 
-/// Writes out the keys and values of resource and scope attributes that refer to the string
-/// table, as a collector makes them.
-pub fn resolve_references(request: &mut ExportProfilesServiceRequest) {
-    let strings = request
-        .dictionary
-        .as_ref()
-        .map_or(&[][..], |dictionary| &dictionary.string_table);
-    let string = |index: i32| strings.get(index as usize).cloned().unwrap_or_default();
+/// Undoes what a collector does to a request on its way, so that the rest can be compared with
+/// what was sent, whose string table had `strings` entries.
+///
+/// It makes keys and values of resource and scope attributes references to strings that it appends
+/// to the table, and an unset value (that of attribute 0) an empty one.
+pub fn undo_collector(request: &mut ExportProfilesServiceRequest, strings: usize) {
+    let Some(dictionary) = &mut request.dictionary else {
+        return;
+    };
+    for attribute in &mut dictionary.attribute_table {
+        attribute.value.take_if(|value| value.value.is_none());
+    }
+    let string = |index: i32| dictionary.string_table.get(index as usize).cloned();
     for resource in &mut request.resource_profiles {
         let scopes = resource.scope_profiles.iter_mut();
         let of_scopes = scopes.filter_map(|scope| Some(&mut scope.scope.as_mut()?.attributes));
@@ -46,15 +51,17 @@ pub fn resolve_references(request: &mut ExportProfilesServiceRequest) {
             .map(|found| &mut found.attributes);
         for attribute in of_scopes.chain(of_resource).flatten() {
             if attribute.key_strindex != 0 {
-                attribute.key = string(std::mem::take(&mut attribute.key_strindex));
+                let index = std::mem::take(&mut attribute.key_strindex);
+                attribute.key = string(index).unwrap_or_default();
             }
             if let Some(AnyValue { value: Some(value) }) = &mut attribute.value
                 && let any_value::Value::StringValueStrindex(index) = *value
             {
-                *value = any_value::Value::StringValue(string(index));
+                *value = any_value::Value::StringValue(string(index).unwrap_or_default());
             }
         }
     }
+    dictionary.string_table.truncate(strings);
 }
 
 /// A JSON object whose fields are taken out one by one, so that unknown ones are noticed.

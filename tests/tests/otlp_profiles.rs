@@ -1,5 +1,10 @@
 //! Contract of the OTLP export: what goes out obeys the rules, and is what was in the model.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "everything in this file is a test, what tests call included"
+)]
+
 use std::collections::BTreeMap;
 
 use hotspan::export::otlp_profiles::{self, Host, REQUEST_BYTES, requests};

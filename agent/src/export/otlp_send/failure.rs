@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    fmt,
+    fmt, io,
     time::{Duration, SystemTime},
 };
 
@@ -24,6 +24,8 @@ pub enum Failure {
     Unreachable(Box<dyn Error + Send + Sync>),
     /// The connection broke before the answer.
     Lost(Box<dyn Error + Send + Sync>),
+    /// Who listens there does not speak our protocol.
+    Foreign(Box<dyn Error + Send + Sync>),
     /// There was no answer in time.
     TimedOut,
     /// A gRPC status other than OK.
@@ -40,10 +42,20 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What an error on a connection that stood means.
+    pub(super) fn of_connection(error: Box<dyn Error + Send + Sync>) -> Self {
+        if is_foreign(&*error) {
+            Self::Foreign(error)
+        } else {
+            Self::Lost(error)
+        }
+    }
+
     /// How long to wait at least before the next attempt; `None` when there must be none.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unreachable(_) | Self::Lost(_) | Self::TimedOut => Some(Duration::ZERO),
+            Self::Foreign(_) => None,
             Self::Grpc(status) => retry_of_grpc(status),
             Self::Http {
                 status,
@@ -54,25 +66,54 @@ impl Failure {
         }
     }
 
-    /// What the user can do about a final answer, to be put behind it.
+    /// What the user can do about it, to be put behind it.
     pub(super) fn fix(&self) -> &'static str {
-        let (code, status) = match self {
-            Self::Grpc(status) => (status.code(), StatusCode::OK),
-            Self::Http { status, .. } => (Code::Ok, *status),
-            _ => (Code::Ok, StatusCode::OK),
-        };
-        match (code, status) {
-            (Code::Unimplemented, _) | (_, StatusCode::NOT_FOUND) => {
-                "; it does not take profiles here: an OpenTelemetry Collector needs \
-                 --feature-gates=service.profilesSupport and a profiles pipeline"
+        const PROFILES: &str = "; it does not take profiles here: an OpenTelemetry Collector needs \
+                                --feature-gates=service.profilesSupport and a profiles pipeline";
+        const HEADER: &str = "; give it a header by OTEL_EXPORTER_OTLP_HEADERS=authorization=VALUE";
+        match self {
+            Self::Grpc(status) => match status.code() {
+                Code::Unimplemented => PROFILES,
+                Code::Unauthenticated | Code::PermissionDenied => HEADER,
+                _ => "",
+            },
+            Self::Http { status, .. } => match *status {
+                StatusCode::NOT_FOUND => PROFILES,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HEADER,
+                _ => "",
+            },
+            Self::Unreachable(error) if is_invalid_data(&**error) => {
+                "; does it speak TLS here, with a certificate this system trusts?"
             }
-            (Code::Unauthenticated | Code::PermissionDenied, _)
-            | (_, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                "; give it a header by OTEL_EXPORTER_OTLP_HEADERS=authorization=VALUE"
+            // Some servers close a connection in another protocol without a word.
+            Self::Foreign(_) | Self::Lost(_) => {
+                "; is it the right port? 4317 is for gRPC, 4318 for HTTP"
             }
-            _ => "",
+            Self::Unreachable(_) | Self::TimedOut => "",
         }
     }
+}
+
+/// Whether the peer's bytes were no HTTP/1, or no HTTP/2 so that we told it to go away.
+fn is_foreign(error: &(dyn Error + 'static)) -> bool {
+    let is_no_http1 = error
+        .downcast_ref::<hyper::Error>()
+        .is_some_and(hyper::Error::is_parse);
+    let is_no_http2 = error
+        .downcast_ref::<h2::Error>()
+        .is_some_and(|error| error.is_go_away() && error.is_library());
+    is_no_http1 || is_no_http2 || error.source().is_some_and(is_foreign)
+}
+
+/// Whether it is an error of TLS, which is wrapped into I/O errors, and those into each other.
+fn is_invalid_data(error: &(dyn Error + 'static)) -> bool {
+    root(error)
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| match error.get_ref() {
+            _ if error.kind() == io::ErrorKind::InvalidData => true,
+            Some(inner) => is_invalid_data(inner),
+            None => false,
+        })
 }
 
 impl fmt::Display for Failure {
@@ -80,6 +121,9 @@ impl fmt::Display for Failure {
         let message = match self {
             Self::Unreachable(error) => return write!(f, "{}", root(&**error)),
             Self::Lost(error) => return write!(f, "the connection broke: {}", root(&**error)),
+            Self::Foreign(error) => {
+                return write!(f, "it speaks another protocol: {}", root(&**error));
+            }
             Self::TimedOut => return f.write_str("no answer"),
             Self::Grpc(status) => {
                 write!(f, "gRPC status {:?}", status.code())?;

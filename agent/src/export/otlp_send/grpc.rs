@@ -44,8 +44,10 @@ impl GrpcClient {
                 .await
                 .map_err(|error| Failure::Unreachable(error.into()))?,
         };
-        let mut client =
-            ProfilesServiceClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
+        let mut client = ProfilesServiceClient::new(channel.clone())
+            .send_compressed(CompressionEncoding::Gzip)
+            // grpc-go compresses its answer as the request was, asked or not.
+            .accept_compressed(CompressionEncoding::Gzip);
         let mut message = Request::new(request.clone());
         *message.metadata_mut() = self.headers.clone();
         let answer = client.export(message).await;
@@ -72,7 +74,7 @@ fn failure(status: Status) -> Failure {
         .source()
         .is_some_and(|source| source.is::<transport::Error>());
     if is_transport {
-        Failure::Lost(status.into())
+        Failure::of_connection(status.into())
     } else {
         Failure::Grpc(Box::new(status))
     }

@@ -92,7 +92,7 @@ impl HttpClient {
             if error.is_connect() {
                 Failure::Unreachable(error.into())
             } else {
-                Failure::Lost(error.into())
+                Failure::of_connection(error.into())
             }
         })?;
         read_answer(answer).await

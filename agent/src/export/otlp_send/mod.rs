@@ -87,7 +87,7 @@ impl Receipt {
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// Nobody there, or nobody we can speak to.
-    #[error("cannot reach the collector at {endpoint}: {failure}")]
+    #[error("cannot reach the collector at {endpoint}: {failure}{}", failure.fix())]
     Unreachable {
         /// Where to.
         endpoint: Endpoint,
@@ -103,7 +103,7 @@ pub enum SendError {
         failure: Failure,
     },
     /// The collector might take it later than we can wait.
-    #[error("the collector at {endpoint} did not take the profile in time: {failure}")]
+    #[error("the collector at {endpoint} did not take the profile in time: {failure}{}", failure.fix())]
     GaveUp {
         /// Where to.
         endpoint: Endpoint,
@@ -172,15 +172,15 @@ async fn deliver(
 }
 
 enum Client {
-    Grpc(GrpcClient),
-    Http(HttpClient),
+    Grpc(Box<GrpcClient>),
+    Http(Box<HttpClient>),
 }
 
 impl Client {
     fn new(endpoint: &Endpoint, headers: &Headers) -> Result<Self, Failure> {
         Ok(match endpoint.protocol() {
-            Protocol::Grpc => Self::Grpc(GrpcClient::new(endpoint, headers)?),
-            Protocol::Http => Self::Http(HttpClient::new(endpoint, headers)?),
+            Protocol::Grpc => Self::Grpc(Box::new(GrpcClient::new(endpoint, headers)?)),
+            Protocol::Http => Self::Http(Box::new(HttpClient::new(endpoint, headers)?)),
         })
     }
 

@@ -3,13 +3,13 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    io::Read,
+    io::{Read, Write},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use ::http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE, response::Builder};
-use flate2::read::GzDecoder;
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use hotspan_proto::{
     otlp::{
         profiles::ProfilesDictionary,
@@ -28,10 +28,20 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::Notify,
+    task::JoinHandle,
+    time::Instant,
+};
 use tonic::{Code, Status};
 
 use super::*;
+
+/// How late a busy machine may make what should happen at once. Less than any wait it is compared
+/// with.
+const MARGIN: Duration = Duration::from_secs(5);
 
 /// One scripted answer.
 enum Answer {
@@ -130,27 +140,40 @@ async fn serve(listener: TcpListener, protocol: Protocol, state: Arc<Mutex<State
         let (stream, _) = listener.accept().await.unwrap();
         let stream = TokioIo::new(stream);
         let state = state.clone();
-        let service = service_fn(move |request| answer(request, protocol, state.clone()));
-        match protocol {
-            Protocol::Grpc => {
-                let builder = http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(builder.serve_connection(stream, service));
+        let hang_up = Arc::new(Notify::new());
+        let service = service_fn({
+            let hang_up = hang_up.clone();
+            move |request| answer(request, protocol, state.clone(), hang_up.clone())
+        });
+        let connection = async move {
+            let _ = match protocol {
+                Protocol::Grpc => {
+                    let server = http2::Builder::new(TokioExecutor::new());
+                    server.serve_connection(stream, service).await
+                }
+                Protocol::Http => {
+                    let server = http1::Builder::new();
+                    server.serve_connection(stream, service).await
+                }
+            };
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = hang_up.notified() => {}
+                () = connection => {}
             }
-            Protocol::Http => {
-                tokio::spawn(http1::Builder::new().serve_connection(stream, service));
-            }
-        }
+        });
     }
 }
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// An error makes hyper close the connection (HTTP/1) or reset the stream (HTTP/2).
 async fn answer(
     request: Request<Incoming>,
     protocol: Protocol,
     state: Arc<Mutex<State>>,
-) -> Result<Response<Body>, std::io::Error> {
+    hang_up: Arc<Notify>,
+) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     let answer = {
@@ -175,20 +198,27 @@ async fn answer(
             .into_http::<Full<Bytes>>()
             .map(|_| Full::default().boxed()),
         Answer::Http(builder, body) => builder.body(Full::from(body).boxed()).unwrap(),
-        Answer::HangUp => return Err(std::io::ErrorKind::ConnectionReset.into()),
+        Answer::HangUp => {
+            hang_up.notify_one();
+            std::future::pending().await
+        }
         Answer::Silence => std::future::pending().await,
     })
 }
 
+/// Compressed, as grpc-go does when the request was.
 fn grpc_success(message: &ExportProfilesServiceResponse) -> Response<Body> {
-    let message = message.encode_to_vec();
-    let mut frame = vec![0];
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&message.encode_to_vec()).unwrap();
+    let message = encoder.finish().unwrap();
+    let mut frame = vec![1];
     frame.extend((message.len() as u32).to_be_bytes());
     frame.extend(message);
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]);
     let body = Full::from(frame).with_trailers(async { Some(Ok(trailers)) });
     Response::builder()
         .header(CONTENT_TYPE, "application/grpc")
+        .header("grpc-encoding", "gzip")
         .body(body.boxed())
         .unwrap()
 }
@@ -379,7 +409,7 @@ async fn retry_after_is_waited_for() {
         .status(503)
         .header("retry-after", httpdate::fmt_http_date(then));
     let pause_date = pause(Protocol::Http, Answer::Http(as_date, b"")).await;
-    assert!(pause_date >= Duration::from_millis(900));
+    assert!(pause_date >= Duration::from_millis(500));
 }
 
 #[tokio::test]
@@ -389,7 +419,7 @@ async fn a_wait_beyond_the_deadline_is_not_begun() {
     let start = Instant::now();
     let error = collector.send().await.unwrap_err();
     assert!(matches!(error, SendError::GaveUp { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < MARGIN);
 }
 
 #[tokio::test]
@@ -397,11 +427,11 @@ async fn attempts_end_at_the_deadline() {
     let script = (0..1_000).map(|_| http(503));
     let collector = Collector::start(Protocol::Http, script).await;
     let policy = Policy {
-        deadline: Instant::now() + Duration::from_millis(300),
+        deadline: Instant::now() + Duration::from_secs(1),
         ..policy()
     };
     let error = collector.send_with(&policy).await.unwrap_err();
-    assert!(Instant::now() < policy.deadline + Duration::from_millis(200));
+    assert!(Instant::now() < policy.deadline + MARGIN);
     assert_eq!(
         error.to_string(),
         format!(
@@ -410,7 +440,7 @@ async fn attempts_end_at_the_deadline() {
             collector.endpoint()
         )
     );
-    assert!(collector.attempts() > 2);
+    assert!(collector.attempts() >= 2);
 }
 
 #[tokio::test]
@@ -432,14 +462,18 @@ async fn partial_success_is_not_tried_again() {
 
 #[tokio::test]
 async fn a_broken_connection_is_tried_again() {
-    let collector = Collector::start(Protocol::Http, [Answer::HangUp]).await;
-    collector.send().await.unwrap();
-    assert_eq!(collector.attempts(), 2);
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let script = [Answer::HangUp, accept(), Answer::HangUp];
+        let collector = Collector::start(protocol, script).await;
+        let two = [request(), request()];
+        let receipt = send_to(&collector.endpoint(), &two, &policy()).await;
+        assert_eq!(receipt.unwrap().requests, 2);
+        assert_eq!(collector.attempts(), 4);
+    }
 }
 
-/// A peer that reads a little and closes, `times` times, and then is a collector.
 #[tokio::test]
-async fn a_grpc_peer_that_hangs_up_is_tried_again() {
+async fn a_connection_closed_before_the_request_is_tried_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let state = Arc::new(Mutex::new(State {
@@ -472,7 +506,7 @@ async fn silence_is_not_waited_for_longer_than_an_attempt() {
             ..policy()
         };
         collector.send_with(&policy).await.unwrap();
-        assert_eq!(collector.attempts(), 2);
+        assert!(collector.attempts() >= 2);
     }
 }
 
@@ -490,7 +524,7 @@ async fn nobody_there_is_told_at_once() {
         let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{port}")).unwrap();
         let result = send_to(&endpoint, &[request()], &policy()).await;
         let error = result.unwrap_err();
-        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(start.elapsed() < MARGIN);
         let expected = format!("cannot reach the collector at {endpoint}: ");
         assert!(error.to_string().starts_with(&expected), "{error}");
         assert!(matches!(error, SendError::Unreachable { .. }), "{error}");
@@ -510,7 +544,6 @@ async fn a_server_to_come_is_waited_for_when_asked() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let error = late.send_with(&policy).await.unwrap_err();
         assert!(matches!(error, SendError::GaveUp { .. }), "{error}");
-        assert!(Instant::now() + Duration::from_millis(200) > policy.deadline);
 
         let listener = TcpListener::bind(("127.0.0.1", late.port)).await.unwrap();
         let server = tokio::spawn(serve(listener, protocol, late.state.clone()));
@@ -551,14 +584,46 @@ async fn a_final_answer_comes_with_its_reason_and_the_fix() {
 }
 
 #[tokio::test]
-async fn a_http_server_is_no_grpc_collector() {
-    let collector = Collector::start(Protocol::Http, []).await;
-    let endpoint = Endpoint::parse(&format!("grpc://127.0.0.1:{}", collector.port)).unwrap();
-    let policy = Policy {
-        deadline: Instant::now() + Duration::from_millis(500),
-        ..policy()
-    };
-    let result = send_to(&endpoint, &[request()], &policy).await;
-    assert!(result.is_err());
-    assert!(Instant::now() < policy.deadline + Duration::from_millis(200));
+async fn the_wrong_protocol_ends_with_a_hint() {
+    for (server, scheme, hint) in [
+        (Protocol::Http, "grpc", "4317 is for gRPC"),
+        (Protocol::Grpc, "http", "4317 is for gRPC"),
+        (Protocol::Http, "https", "does it speak TLS"),
+        (Protocol::Grpc, "grpcs", "does it speak TLS"),
+    ] {
+        let collector = Collector::start(server, []).await;
+        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{}", collector.port));
+        let policy = Policy {
+            deadline: Instant::now() + Duration::from_secs(1),
+            ..policy()
+        };
+        let result = send_to(&endpoint.unwrap(), &[request()], &policy).await;
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(hint), "{error}");
+        assert!(Instant::now() < policy.deadline + MARGIN);
+    }
+}
+
+/// Go's HTTP server says something to a gRPC client, and its gRPC server to an HTTP client.
+#[tokio::test]
+async fn an_answer_in_another_protocol_is_final() {
+    let http1 = &b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n400 Bad Request"[..];
+    let http2 = &b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..];
+    for (greeting, scheme) in [(http1, "grpc"), (http2, "http")] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream.write_all(greeting).await.unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        });
+        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{port}")).unwrap();
+        let result = send_to(&endpoint, &[request()], &policy()).await;
+        let error = result.unwrap_err();
+        assert!(matches!(error, SendError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("another protocol"), "{error}");
+        server.abort();
+    }
 }
