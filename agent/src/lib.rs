@@ -2,6 +2,7 @@
 //!
 //! The modules are the stages of the pipeline, in the order data flows.
 
+pub mod capture;
 pub mod cli;
 pub mod export;
 pub mod model;

@@ -2,6 +2,8 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod doctor;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,7 +22,10 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Say what this kernel and these rights allow, and how to get what is lacking
+    Doctor(doctor::Args),
+}
 
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +36,9 @@ pub struct UsageError(pub String);
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result: anyhow::Result<ExitCode> = match cli.command {};
+    let result: anyhow::Result<ExitCode> = match cli.command {
+        Command::Doctor(args) => doctor::run(&args),
+    };
     match result {
         Ok(code) => code,
         Err(error) => {
