@@ -6,3 +6,5 @@ pub mod capture;
 pub mod cli;
 pub mod export;
 pub mod model;
+pub mod process;
+pub mod symbolize;
