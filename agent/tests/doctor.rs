@@ -37,11 +37,15 @@ fn exit_code_verdict_and_checks_agree() {
 
 #[test]
 fn an_ordinary_user_reads_what_is_missing() {
-    // A directory nobody may enter, so that the binary can be run from wherever it was built.
+    // In a directory that nobody may enter, because the build's may be closed to others. `cp` and
+    // not `fs::copy`: a child that another test starts meanwhile would inherit the handle that
+    // writes the binary, and a binary that is being written cannot be run.
     let directory = tempfile::tempdir().expect("a directory");
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("opened");
     let binary = directory.path().join("hotspan");
-    fs::copy(env!("CARGO_BIN_EXE_hotspan"), &binary).expect("copied");
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_hotspan")).arg(&binary);
+    assert!(copy.status().expect("cp starts").success());
 
     let mut command = Command::new(&binary);
     command.args(["doctor", "--json"]).current_dir("/");

@@ -232,6 +232,24 @@ pub fn load_program(program: &Program<'_>) -> Result<OwnedFd, LoadError> {
     })
 }
 
+/// Lifts this process's limit of locked memory, which BPF maps count against before Linux 5.11.
+///
+/// # Errors
+///
+/// What setrlimit(2) returned: it takes `CAP_SYS_RESOURCE`.
+pub fn lift_memlock() -> io::Result<()> {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the structure outlives the call, which only reads it.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Creates a map.
 ///
 /// # Errors

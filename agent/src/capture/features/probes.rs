@@ -14,6 +14,7 @@ use super::catalogue::{
 };
 use super::host::{Host, KernelVersion};
 use super::rights::{self, Rights, SYS_ADMIN};
+use super::settings::MEMLOCK_FIX;
 use crate::capture::bpf_syscall::{
     self as syscall, Event, Instruction, LoadError, Map, Program, Scope, instruction,
 };
@@ -113,8 +114,13 @@ pub(super) struct Prober {
 impl Prober {
     pub(super) fn new(host: Host, rights: Rights) -> Self {
         let online = host.read("/sys/devices/system/cpu/online");
+        let kernel = host.find_kernel_version();
+        if rights::has_memlock_accounting(kernel) {
+            // As recording does. Where it fails, making maps tells.
+            let _ = syscall::lift_memlock();
+        }
         Self {
-            kernel: host.find_kernel_version(),
+            kernel,
             btf: Btf::from_sys_fs().ok(),
             cpu: online.map_or(0, |list| parse_first_cpu(&list)),
             host,
@@ -177,7 +183,7 @@ impl Prober {
             return self.rights.fix_recording();
         }
         if refusal.step == CREATE && rights::has_memlock_accounting(self.kernel) {
-            return "ulimit -l unlimited".to_owned();
+            return MEMLOCK_FIX.to_owned();
         }
         let is_admin = self.rights.has(&SYS_ADMIN);
         if refusal.step == OPEN && !is_admin && self.find_paranoid_level() > Some(2) {

@@ -50,6 +50,14 @@ const PERFMON: Capability = Capability {
     loss: Loss::All("CPUs cannot be sampled, nothing is recorded"),
 };
 
+/// To lift limits.
+pub(super) const SYS_RESOURCE: Capability = Capability {
+    bit: 24,
+    name: "CAP_SYS_RESOURCE",
+    id: "cap_sys_resource",
+    is_in_sys_admin: false,
+    loss: Loss::Nothing("only kernels before 5.11 need it, to lift the memlock limit"),
+};
 /// To see where the kernel's functions are.
 pub(super) const SYSLOG: Capability = Capability {
     bit: 34,
@@ -79,13 +87,7 @@ const CAPABILITIES: &[Capability] = &[
             "the mappings and files of other users' processes are hidden: their frames have no names",
         ),
     },
-    Capability {
-        bit: 24,
-        name: "CAP_SYS_RESOURCE",
-        id: "cap_sys_resource",
-        is_in_sys_admin: false,
-        loss: Loss::Nothing("only kernels before 5.11 need it, to lift the memlock limit"),
-    },
+    SYS_RESOURCE,
     Capability {
         bit: 2,
         name: "CAP_DAC_READ_SEARCH",
@@ -132,6 +134,16 @@ impl Rights {
             uid,
             effective,
             is_in_user_namespace: namespace.is_some_and(|found| found != FIRST_USER_NAMESPACE),
+        }
+    }
+
+    /// Rights of a root with these capabilities.
+    #[cfg(test)]
+    pub(super) fn of_test(effective: u64) -> Self {
+        Self {
+            uid: 0,
+            effective,
+            is_in_user_namespace: false,
         }
     }
 
@@ -252,16 +264,16 @@ fn check_capability(
     let fix = rights.fix(&[*capability]);
     match capability.loss {
         Loss::All(costs) => Check::fail(id, "not effective", costs, fix),
-        Loss::Nothing(why) if id == "cap_sys_resource" && has_memlock_accounting(kernel) => {
+        Loss::Nothing(_) if *capability == SYS_RESOURCE && has_memlock_accounting(kernel) => {
             Check::warn(
                 id,
-                format!("not effective; {why}"),
-                "the memlock limit cannot be lifted for BPF maps",
+                "not effective",
+                "the memlock limit cannot be lifted for BPF maps; see memlock",
                 fix,
             )
         }
         Loss::Nothing(why) => Check::ok(id, format!("not effective, not needed: {why}")),
-        Loss::Some(_) if id == "cap_syslog" && super::settings::has_kernel_symbols(host) => {
+        Loss::Some(_) if *capability == SYSLOG && super::settings::has_kernel_symbols(host) => {
             Check::ok(
                 id,
                 "not effective; /proc/kallsyms shows addresses all the same",
@@ -404,8 +416,7 @@ mod tests {
     fn rights(uid: u32, effective: u64) -> Rights {
         Rights {
             uid,
-            effective,
-            is_in_user_namespace: false,
+            ..Rights::of_test(effective)
         }
     }
 
@@ -462,12 +473,8 @@ mod tests {
     #[test]
     fn sys_resource_matters_before_5_11_only() {
         let check = |kernel| {
-            let capability = CAPABILITIES
-                .iter()
-                .find(|capability| capability.id == "cap_sys_resource")
-                .expect("listed");
-            let rights = rights(0, ROOT & !(1 << 24));
-            check_capability(capability, &Host::at("/nowhere"), rights, Some(kernel)).status
+            let rights = rights(0, ROOT & !(1 << SYS_RESOURCE.bit));
+            check_capability(&SYS_RESOURCE, &Host::at("/nowhere"), rights, Some(kernel)).status
         };
         assert_eq!(check(KernelVersion::new(5, 10)), Status::Warn);
         assert_eq!(check(KernelVersion::new(5, 11)), Status::Ok);

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::Check;
 use super::host::{self, Host, KernelVersion};
-use super::rights::{self, Rights, SYSLOG};
+use super::rights::{self, Rights, SYS_RESOURCE, SYSLOG};
 
 /// Type information of the kernel.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -12,6 +12,9 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 const BTF_HEADER_BYTES: u64 = 24;
 /// All maps together on 64 CPUs.
 const MAPS_BYTES: u64 = 64 << 20;
+/// How to lift the limit from outside.
+pub(super) const MEMLOCK_FIX: &str =
+    "ulimit -l unlimited, LimitMEMLOCK=infinity in systemd, or CAP_SYS_RESOURCE";
 /// The default of `--rate`.
 const DEFAULT_RATE_HZ: i64 = 99;
 /// The kernel's default depth of stacks.
@@ -40,6 +43,7 @@ pub(super) fn system_checks(host: &Host, rights: Rights) -> Vec<Check> {
         memlock(
             &host.read("/proc/self/limits").unwrap_or_default(),
             host.find_kernel_version(),
+            rights,
         ),
         max_sample_rate(host.read_number("/proc/sys/kernel/perf_event_max_sample_rate")),
         max_stack(host.read_number("/proc/sys/kernel/perf_event_max_stack")),
@@ -198,7 +202,7 @@ fn cgroup(v1: &[String], v2: &[String]) -> Check {
     }
 }
 
-fn memlock(limits: &str, kernel: Option<KernelVersion>) -> Check {
+fn memlock(limits: &str, kernel: Option<KernelVersion>, rights: Rights) -> Check {
     const ID: &str = "memlock";
     let limit = host::parse_memlock(limits);
     let value = limit.map_or_else(
@@ -208,15 +212,18 @@ fn memlock(limits: &str, kernel: Option<KernelVersion>) -> Check {
     if !rights::has_memlock_accounting(kernel) {
         return Check::ok(ID, format!("{value}, no limit for BPF since Linux 5.11"));
     }
-    if limit.is_some_and(|bytes| bytes < MAPS_BYTES) {
-        return Check::warn(
-            ID,
-            value,
-            "BPF maps count against it: recording fails where hotspan may not lift it",
-            "ulimit -l unlimited, LimitMEMLOCK=infinity in systemd, or CAP_SYS_RESOURCE",
-        );
+    if limit.is_none_or(|bytes| bytes >= MAPS_BYTES) {
+        return Check::ok(ID, value);
     }
-    Check::ok(ID, value)
+    if rights.has(&SYS_RESOURCE) {
+        return Check::ok(ID, format!("{value}, which hotspan lifts"));
+    }
+    Check::warn(
+        ID,
+        value,
+        "BPF maps count against it, and recording fails when they do not fit",
+        MEMLOCK_FIX,
+    )
 }
 
 fn max_sample_rate(rate_hz: Option<i64>) -> Check {
@@ -326,13 +333,16 @@ mod tests {
     #[test]
     fn memlock_limits_only_old_kernels() {
         let limits = "Max locked memory         8388608              8388608              bytes";
-        let check = |version, expected| {
-            assert_eq!(memlock(limits, Some(version)).status, expected);
+        let check = |limits, version, rights, expected| {
+            assert_eq!(memlock(limits, Some(version), rights).status, expected);
         };
-        check(KernelVersion::new(5, 10), Status::Warn);
-        check(KernelVersion::new(5, 11), Status::Ok);
-        let unlimited = memlock("Max locked memory  unlimited unlimited bytes", None);
-        assert_eq!(unlimited.status, Status::Ok);
+        let (old, new) = (KernelVersion::new(5, 10), KernelVersion::new(5, 11));
+        let (none, root) = (Rights::of_test(0), Rights::of_test(u64::MAX));
+        check(limits, old, none, Status::Warn);
+        check(limits, old, root, Status::Ok);
+        check(limits, new, none, Status::Ok);
+        let unlimited = "Max locked memory  unlimited unlimited bytes";
+        check(unlimited, old, none, Status::Ok);
     }
 
     #[test]
