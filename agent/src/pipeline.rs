@@ -96,7 +96,11 @@ impl Recording {
         };
         let mut table = ProcessTable::new(scope);
         let mut binaries = Binaries::default();
-        let follow = if plan.follow_children { TARGET_FOLLOW_CHILDREN } else { 0 };
+        let follow = if plan.follow_children {
+            TARGET_FOLLOW_CHILDREN
+        } else {
+            0
+        };
         for &pid in &plan.pids {
             capture.add_target(pid, TARGET_SAMPLE | follow)?;
             table.scan(pid, &mut binaries);
@@ -141,7 +145,8 @@ impl Recording {
     /// # Errors
     /// When the command cannot be started.
     pub fn launch(&mut self, command: &mut Command) -> Result<Child> {
-        self.capture.add_target(std::process::id(), TARGET_LAUNCHER)?;
+        self.capture
+            .add_target(std::process::id(), TARGET_LAUNCHER)?;
         let child = command.spawn()?;
         self.command = child.id();
         if let Some(pid) = self.command {
@@ -208,7 +213,9 @@ impl Recording {
         self.capture.read(&mut batch);
         self.side_band.extend(side_band::records(&batch.side_band));
         // Each CPU has a ring of its own, so the order must be made.
-        self.side_band.make_contiguous().sort_by_key(|record| record.time_mono_ns);
+        self.side_band
+            .make_contiguous()
+            .sort_by_key(|record| record.time_mono_ns);
         for record in record::records(&batch.ring) {
             let Some(record) = record else {
                 self.malformed += 1;
@@ -223,7 +230,8 @@ impl Recording {
                 Record::Exec(_) => {}
                 Record::Exit(event) => {
                     let is_last_thread = event.is_last_thread != 0;
-                    self.account.thread_exit(event.pid, event.thread_cpu_ns, is_last_thread);
+                    self.account
+                        .thread_exit(event.pid, event.thread_cpu_ns, is_last_thread);
                     if is_last_thread {
                         self.table.exit(event.pid);
                     }
@@ -236,7 +244,11 @@ impl Recording {
     }
 
     fn apply_side_band_until(&mut self, time_mono_ns: u64) {
-        while self.side_band.front().is_some_and(|record| record.time_mono_ns <= time_mono_ns) {
+        while self
+            .side_band
+            .front()
+            .is_some_and(|record| record.time_mono_ns <= time_mono_ns)
+        {
             if let Some(record) = self.side_band.pop_front() {
                 self.table.apply(record, &mut self.binaries);
             }
@@ -245,7 +257,9 @@ impl Recording {
 
     fn sample(&mut self, sample: &Sample<'_>) {
         let header = &sample.header;
-        let process = self.table.of_sample(header.pid, sample.thread_name(), &mut self.binaries);
+        let process = self
+            .table
+            .of_sample(header.pid, sample.thread_name(), &mut self.binaries);
         if let Some(filter) = &self.plan.name_filter {
             let name = &self.table.identity(process).name;
             if !filter.is_match(name.as_bytes()) && !filter.is_match(sample.thread_name()) {
@@ -253,10 +267,25 @@ impl Recording {
                 return;
             }
         }
-        normalize(sample, process, &mut self.table, &mut self.binaries, &mut self.frames);
-        let thread = ThreadKey { process, tid: header.tid, name: header.comm };
+        normalize(
+            sample,
+            process,
+            &mut self.table,
+            &mut self.binaries,
+            &mut self.frames,
+        );
+        let thread = ThreadKey {
+            process,
+            tid: header.tid,
+            name: header.comm,
+        };
         let time_mono_ns = header.header.time_mono_ns;
-        self.samples.push(thread, header.cpu, time_mono_ns, self.frames.iter().copied());
+        self.samples.push(
+            thread,
+            header.cpu,
+            time_mono_ns,
+            self.frames.iter().copied(),
+        );
     }
 
     /// Reads what is left and puts the profile together.
@@ -294,7 +323,9 @@ impl Recording {
                 lost.push((counter.name(), count));
             }
         }
-        quality.lost.extend(lost.into_iter().filter(|&(_, count)| count > 0));
+        quality
+            .lost
+            .extend(lost.into_iter().filter(|&(_, count)| count > 0));
         Ok(profile)
     }
 }

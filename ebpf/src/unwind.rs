@@ -51,7 +51,9 @@ impl Window {
             if !memory.read_words(addr, &mut self.words) {
                 self.start = 0;
                 let mut pair = [0; 2];
-                return memory.read_pair(addr, &mut pair).then_some((pair[0], pair[1]));
+                return memory
+                    .read_pair(addr, &mut pair)
+                    .then_some((pair[0], pair[1]));
             }
             self.start = addr;
             index = 0;
@@ -124,7 +126,10 @@ mod tests {
     impl Memory {
         fn copy(&mut self, addr: u64, out: &mut [u64]) -> bool {
             self.reads += 1;
-            let Some(first) = addr.checked_sub(self.base).map(|bytes| (bytes / 8) as usize) else {
+            let Some(first) = addr
+                .checked_sub(self.base)
+                .map(|bytes| (bytes / 8) as usize)
+            else {
                 return false;
             };
             let Some(words) = self.words.get(first..first.saturating_add(out.len())) else {
@@ -151,10 +156,18 @@ mod tests {
         let mut words = std::vec![0; depth * frame_words + 2];
         for i in 0..depth {
             let at = i * frame_words;
-            words[at] = if i + 1 == depth { 0 } else { BASE + ((at + frame_words) * 8) as u64 };
+            words[at] = if i + 1 == depth {
+                0
+            } else {
+                BASE + ((at + frame_words) * 8) as u64
+            };
             words[at + 1] = 0x40_0000 + i as u64;
         }
-        Memory { base: BASE, words, reads: 0 }
+        Memory {
+            base: BASE,
+            words,
+            reads: 0,
+        }
     }
 
     fn walk(mut registers: Registers, memory: &mut Memory) -> (Vec<u64>, StopReason) {
@@ -170,7 +183,11 @@ mod tests {
     }
 
     fn start() -> Registers {
-        Registers { ip: 0x40_1234, sp: BASE, fp: BASE }
+        Registers {
+            ip: 0x40_1234,
+            sp: BASE,
+            fp: BASE,
+        }
     }
 
     #[test]
@@ -197,15 +214,24 @@ mod tests {
 
     #[test]
     fn unreadable_frame_stops_with_its_reason() {
-        let registers = Registers { fp: BASE + (1 << 20), ..start() };
-        assert_eq!(walk(registers, &mut chain(3, 4)), (Vec::new(), StopReason::StackReadFailed));
+        let registers = Registers {
+            fp: BASE + (1 << 20),
+            ..start()
+        };
+        assert_eq!(
+            walk(registers, &mut chain(3, 4)),
+            (Vec::new(), StopReason::StackReadFailed)
+        );
     }
 
     #[test]
     fn frame_pointer_that_goes_down_or_is_odd_is_none() {
         for fp in [BASE - 8, BASE + 4, 1, u64::MAX - 7] {
             let registers = Registers { fp, ..start() };
-            assert_eq!(walk(registers, &mut chain(3, 4)), (Vec::new(), StopReason::NoUnwindTable));
+            assert_eq!(
+                walk(registers, &mut chain(3, 4)),
+                (Vec::new(), StopReason::NoUnwindTable)
+            );
         }
     }
 
@@ -220,7 +246,10 @@ mod tests {
     fn zero_return_address_is_the_root() {
         let mut memory = chain(3, 4);
         memory.words[5] = 0;
-        assert_eq!(walk(start(), &mut memory), (std::vec![0x40_0000], StopReason::Root));
+        assert_eq!(
+            walk(start(), &mut memory),
+            (std::vec![0x40_0000], StopReason::Root)
+        );
     }
 
     #[test]
@@ -232,10 +261,21 @@ mod tests {
                     seed ^= seed << 13;
                     seed ^= seed >> 7;
                     seed ^= seed << 17;
-                    if seed & 3 == 0 { seed } else { BASE + (seed >> 40) % 2400 }
+                    if seed & 3 == 0 {
+                        seed
+                    } else {
+                        BASE + (seed >> 40) % 2400
+                    }
                 })
                 .collect();
-            let (ips, _) = walk(start(), &mut Memory { base: BASE, words, reads: 0 });
+            let (ips, _) = walk(
+                start(),
+                &mut Memory {
+                    base: BASE,
+                    words,
+                    reads: 0,
+                },
+            );
             assert!(ips.len() <= 300);
         }
     }

@@ -60,14 +60,24 @@ impl Samples {
             None => self.stacks.insert_full(self.stack.as_slice().into()).0,
         };
         let thread = self.threads.insert_full(thread).0;
-        let key = SampleKey { thread: thread as u32, cpu, stack: stack as u32 };
-        self.times_mono_ns.entry(key).or_default().push(time_mono_ns);
+        let key = SampleKey {
+            thread: thread as u32,
+            cpu,
+            stack: stack as u32,
+        };
+        self.times_mono_ns
+            .entry(key)
+            .or_default()
+            .push(time_mono_ns);
     }
 
     /// How many samples there are.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.times_mono_ns.values().map(|times| times.len() as u64).sum()
+        self.times_mono_ns
+            .values()
+            .map(|times| times.len() as u64)
+            .sum()
     }
 }
 
@@ -76,7 +86,11 @@ mod tests {
     use super::*;
 
     fn thread(tid: u32) -> ThreadKey {
-        ThreadKey { process: ProcessId(0), tid, name: *b"worker\0\0\0\0\0\0\0\0\0\0" }
+        ThreadKey {
+            process: ProcessId(0),
+            tid,
+            name: *b"worker\0\0\0\0\0\0\0\0\0\0",
+        }
     }
 
     #[test]
@@ -86,7 +100,10 @@ mod tests {
         samples.push(thread(1), 0, 10, frames.into_iter());
         samples.push(thread(1), 0, 20, frames.into_iter());
         assert_eq!((samples.frames.len(), samples.stacks.len()), (2, 1));
-        assert_eq!(samples.times_mono_ns.values().collect::<Vec<_>>(), [&vec![10, 20]]);
+        assert_eq!(
+            samples.times_mono_ns.values().collect::<Vec<_>>(),
+            [&vec![10, 20]]
+        );
         assert_eq!(samples.count(), 2);
     }
 

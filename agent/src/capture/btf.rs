@@ -65,7 +65,11 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// When the bytes are no BTF of this machine's byte order, or are cut short.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
-        let mut btf = Self { bytes, strings: 0..0, types: vec![0] };
+        let mut btf = Self {
+            bytes,
+            strings: 0..0,
+            types: vec![0],
+        };
         let word = |at| btf.u32(at).ok_or(BtfError::Malformed);
         if word(0)? as u16 != MAGIC {
             return Err(BtfError::Malformed);
@@ -110,9 +114,12 @@ impl<'a> Btf<'a> {
     }
 
     fn is_named(&self, name: u32, wanted: &str) -> bool {
-        let Some(start) = self.strings.start.checked_add(name as usize) else { return false };
+        let Some(start) = self.strings.start.checked_add(name as usize) else {
+            return false;
+        };
         let rest = self.bytes.get(start..self.strings.end).unwrap_or_default();
-        rest.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+        rest.strip_prefix(wanted.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
 
     fn find(&self, kind: u32, name: &str) -> Option<Type> {
@@ -128,10 +135,14 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// [`BtfError::Missing`] with `what`, the member as a person writes it.
     pub fn member(&self, structure: &str, path: &str, what: &'static str) -> Result<u32, BtfError> {
-        let mut ty = self.find(KIND_STRUCT, structure).ok_or(BtfError::Missing(what))?;
+        let mut ty = self
+            .find(KIND_STRUCT, structure)
+            .ok_or(BtfError::Missing(what))?;
         let mut bits = 0;
         for name in path.split('.') {
-            let (offset, id) = self.find_member(&ty, name, 0).ok_or(BtfError::Missing(what))?;
+            let (offset, id) = self
+                .find_member(&ty, name, 0)
+                .ok_or(BtfError::Missing(what))?;
             bits += offset;
             // A leaf need not be a structure, and a path never goes on behind one.
             if let Some(next) = self.resolve(id) {
@@ -253,12 +264,37 @@ mod tests {
     fn sample() -> Vec<u8> {
         let strings = b"\0int\0s\0a\0b\0e\0e_one\0";
         let types: [u32; 31] = [
-            1, 1 << 24, 4, 32, // 1: int
-            5, 4 << 24 | 2, 8, 7, 1, 0, 0, 3, 32, // 2: struct s
-            0, 4 << 24 | 1, 4, 9, 1, 0, // 3: unnamed struct
-            11, 6 << 24 | 1, 4, 13, 7, // 4: enum e
-            0, 2 << 24, 1, // 5: pointer
-            0, 10 << 24, 2, 0, // 6: const, and a stray word cut off below
+            1,
+            1 << 24,
+            4,
+            32, // 1: int
+            5,
+            4 << 24 | 2,
+            8,
+            7,
+            1,
+            0,
+            0,
+            3,
+            32, // 2: struct s
+            0,
+            4 << 24 | 1,
+            4,
+            9,
+            1,
+            0, // 3: unnamed struct
+            11,
+            6 << 24 | 1,
+            4,
+            13,
+            7, // 4: enum e
+            0,
+            2 << 24,
+            1, // 5: pointer
+            0,
+            10 << 24,
+            2,
+            0, // 6: const, and a stray word cut off below
         ];
         let types = &types[..30];
         let mut bytes = Vec::new();
@@ -268,7 +304,9 @@ mod tests {
         for word in [24, 0, len, len, strings.len() as u32] {
             bytes.extend(u32::to_ne_bytes(word));
         }
-        types.iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        types
+            .iter()
+            .for_each(|word| bytes.extend(word.to_ne_bytes()));
         bytes.extend(strings);
         bytes
     }

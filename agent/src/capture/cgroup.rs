@@ -21,13 +21,17 @@ pub struct Cgroup {
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// There is no such directory in any hierarchy.
-    #[error("there is no cgroup {0}; `systemd-cgls` or a look into /sys/fs/cgroup shows which there are")]
+    #[error(
+        "there is no cgroup {0}; `systemd-cgls` or a look into /sys/fs/cgroup shows which there are"
+    )]
     NotFound(PathBuf),
     /// The directory is no cgroup.
     #[error("{0} is no cgroup; name a directory under a cgroup mount such as /sys/fs/cgroup")]
     NotACgroup(PathBuf),
     /// A cgroup v1 hierarchy without a controller, which the kernel side cannot follow.
-    #[error("{0} is in a cgroup v1 hierarchy without a controller; name the same cgroup under /sys/fs/cgroup/cpu")]
+    #[error(
+        "{0} is in a cgroup v1 hierarchy without a controller; name the same cgroup under /sys/fs/cgroup/cpu"
+    )]
     NoController(PathBuf),
 }
 
@@ -40,8 +44,22 @@ struct Hierarchy {
 }
 
 /// Controllers that a v1 mount can name in its options.
-const CONTROLLERS: &[&str] =
-    &["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "hugetlb", "perf_event", "rdma", "misc"];
+const CONTROLLERS: &[&str] = &[
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "hugetlb",
+    "perf_event",
+    "rdma",
+    "misc",
+];
 
 impl Cgroup {
     /// Finds a cgroup by its directory, or by its path inside any mounted hierarchy.
@@ -56,8 +74,11 @@ impl Cgroup {
 
 fn find_in(path: &Path, hierarchies: &[Hierarchy]) -> Result<Cgroup, CgroupError> {
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let places = std::iter::once(path.to_owned())
-        .chain(hierarchies.iter().map(|hierarchy| hierarchy.mount.join(relative)));
+    let places = std::iter::once(path.to_owned()).chain(
+        hierarchies
+            .iter()
+            .map(|hierarchy| hierarchy.mount.join(relative)),
+    );
     let mut failure = CgroupError::NotFound(path.to_owned());
     for place in places {
         match open(&place, hierarchies) {
@@ -103,17 +124,33 @@ fn parse_mounts(text: &str) -> Vec<Hierarchy> {
         .filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
             let (mount, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
-            let controller =
-                options.split(',').find(|option| CONTROLLERS.contains(option)).map(str::to_owned);
+            let controller = options
+                .split(',')
+                .find(|option| CONTROLLERS.contains(option))
+                .map(str::to_owned);
             match kind {
-                "cgroup2" => Some(Hierarchy { mount: mount.into(), is_v2: true, controller: None }),
-                "cgroup" => Some(Hierarchy { mount: mount.into(), is_v2: false, controller }),
+                "cgroup2" => Some(Hierarchy {
+                    mount: mount.into(),
+                    is_v2: true,
+                    controller: None,
+                }),
+                "cgroup" => Some(Hierarchy {
+                    mount: mount.into(),
+                    is_v2: false,
+                    controller,
+                }),
                 _ => None,
             }
         })
         .collect();
     // A relative path is looked up in v2 first, then where CPU time is accounted for.
-    hierarchies.sort_by_key(|h| (!h.is_v2, h.controller.as_deref() != Some("cpu"), h.controller.is_none()));
+    hierarchies.sort_by_key(|h| {
+        (
+            !h.is_v2,
+            h.controller.as_deref() != Some("cpu"),
+            h.controller.is_none(),
+        )
+    });
     hierarchies
 }
 
@@ -127,14 +164,22 @@ mod tests {
             cgroup /sys/fs/cgroup/systemd cgroup rw,relatime,name=systemd 0 0\n\
             cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0\n\
             cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        let found: Vec<_> =
-            parse_mounts(text).into_iter().map(|h| (h.is_v2, h.controller)).collect();
-        assert_eq!(found, [(true, None), (false, Some("cpu".into())), (false, None)]);
+        let found: Vec<_> = parse_mounts(text)
+            .into_iter()
+            .map(|h| (h.is_v2, h.controller))
+            .collect();
+        assert_eq!(
+            found,
+            [(true, None), (false, Some("cpu".into())), (false, None)]
+        );
     }
 
     #[test]
     fn directory_outside_a_hierarchy_is_refused() {
-        assert!(matches!(find_in(Path::new("/proc"), &[]), Err(CgroupError::NotACgroup(_))));
+        assert!(matches!(
+            find_in(Path::new("/proc"), &[]),
+            Err(CgroupError::NotACgroup(_))
+        ));
         assert!(matches!(
             find_in(Path::new("/no/such/place"), &[]),
             Err(CgroupError::NotFound(_))

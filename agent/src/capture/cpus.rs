@@ -15,12 +15,17 @@ pub fn online() -> io::Result<Vec<u32>> {
 /// # Errors
 /// When the list cannot be read.
 pub fn possible_count() -> io::Result<u32> {
-    Ok(read("/sys/devices/system/cpu/possible")?.last().map_or(1, |last| last + 1))
+    Ok(read("/sys/devices/system/cpu/possible")?
+        .last()
+        .map_or(1, |last| last + 1))
 }
 
 fn read(path: &str) -> io::Result<Vec<u32>> {
     parse_list(fs::read_to_string(path)?.trim()).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no list of CPUs"))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{path} is no list of CPUs"),
+        )
     })
 }
 

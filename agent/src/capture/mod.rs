@@ -3,9 +3,11 @@
 //! In: [`Settings`]. Out: a [`Batch`] of raw records whenever it is asked, and counts of what was
 //! lost. It does not look into the records: that is `decode`'s work.
 
+mod bpf_syscall;
 mod btf;
 mod cgroup;
 mod cpus;
+pub mod features;
 mod perf_event;
 
 use std::{env, fs, io, os::fd::AsFd};
@@ -94,7 +96,11 @@ impl Capture {
             .map(|&cpu| SideBand::open(cpu))
             .collect::<io::Result<Vec<_>>>()
             .context("the kernel refused the perf event that reports mappings")?;
-        for name in ["sched_process_fork", "sched_process_exec", "sched_process_exit"] {
+        for name in [
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+        ] {
             attach_raw_tracepoint(&mut programs, name)
                 .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
         }
@@ -102,7 +108,15 @@ impl Capture {
         let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
-        Ok(Self { samplers, side_bands, ring, counts, targets, log, _programs: programs })
+        Ok(Self {
+            samplers,
+            side_bands,
+            ring,
+            counts,
+            targets,
+            log,
+            _programs: programs,
+        })
     }
 
     /// Makes a process a target; `flags` are the `TARGET_*` of [`hotspan_abi::settings`].
@@ -182,7 +196,11 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
     };
     let (mode, kernel_stacks) = (mode as u32, u32::from(settings.kernel_stacks));
     let has_task_pt_regs = u32::from(kernel_at_least(5, 15));
-    let log_level: u8 = if log::log_enabled!(log::Level::Debug) { 4 } else { 0 };
+    let log_level: u8 = if log::log_enabled!(log::Level::Debug) {
+        4
+    } else {
+        0
+    };
     let cpus = cpus::possible_count()?;
     let mut loader = EbpfLoader::new();
     loader
@@ -207,9 +225,15 @@ fn offsets(target: &Target) -> Result<Offsets> {
     if !kernel_at_least(5, 15) {
         offsets.stack_to_pt_regs = SAVED_REGISTERS_OFFSET;
     }
-    if let Target::Cgroup(Cgroup { controller: Some(controller), .. }) = target {
+    if let Target::Cgroup(Cgroup {
+        controller: Some(controller),
+        ..
+    }) = target
+    {
         offsets.css_set_member = btf.css_set_controller(controller).ok_or_else(|| {
-            anyhow!("this kernel has no cgroup controller {controller}; name a cgroup of another one")
+            anyhow!(
+                "this kernel has no cgroup controller {controller}; name a cgroup of another one"
+            )
         })?;
     }
     Ok(offsets)
@@ -232,12 +256,16 @@ fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
 
 fn kernel_at_least(major: u32, minor: u32) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
-    programs.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+    programs
+        .take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))
 }
 
 /// Program `process_fork` goes to `sched_process_fork`, and so on.
@@ -257,7 +285,9 @@ fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<
         .program_mut("sample")
         .context("the eBPF object has no program sample")?
         .try_into()?;
-    program.load().context("the kernel refused the sampling program")?;
+    program
+        .load()
+        .context("the kernel refused the sampling program")?;
     let fd = program.fd()?;
     cpus.iter()
         .map(|&cpu| Sampler::open(cpu, rate_hz, fd.as_fd()))

@@ -133,7 +133,11 @@ impl SideBand {
         };
         let ring = Ring::map(&fd)?;
         ioctl(&fd, IOC_ENABLE, 0)?;
-        Ok(Self { _fd: fd, ring, record: Vec::new() })
+        Ok(Self {
+            _fd: fd,
+            ring,
+            record: Vec::new(),
+        })
     }
 
     /// Hands every record that has arrived to `take`, oldest first.
@@ -186,7 +190,12 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, bytes, page_bytes, tail: 0 })
+        Ok(Self {
+            base,
+            bytes,
+            page_bytes,
+            tail: 0,
+        })
     }
 
     fn position(&self, offset: usize) -> &AtomicU64 {

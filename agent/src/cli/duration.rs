@@ -32,16 +32,28 @@ mod tests {
 
     #[test]
     fn usual_spellings_are_read() {
-        for (text, millis) in
-            [("10s", 10_000), ("1m30s", 90_000), ("500ms", 500), ("2h", 7_200_000), ("3", 3000), ("0.5", 500), ("1 min", 60_000)]
-        {
-            assert_eq!(parse(text).unwrap(), Duration::from_millis(millis), "{text}");
+        for (text, millis) in [
+            ("10s", 10_000),
+            ("1m30s", 90_000),
+            ("500ms", 500),
+            ("2h", 7_200_000),
+            ("3", 3000),
+            ("0.5", 500),
+            ("1 min", 60_000),
+        ] {
+            assert_eq!(
+                parse(text).unwrap(),
+                Duration::from_millis(millis),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn nothing_and_less_are_refused() {
-        for text in ["0", "0s", "-5s", "-1", "", "ten", "10x", "NaN", "1e30", "inf"] {
+        for text in [
+            "0", "0s", "-5s", "-1", "", "ten", "10x", "NaN", "1e30", "inf",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -2,6 +2,11 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod doctor;
+mod duration;
+mod output;
+mod record;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -15,12 +20,20 @@ use clap::{Parser, Subcommand};
     disable_help_subcommand = true
 )]
 struct Cli {
+    /// Tell more on standard error; twice: what the kernel side logs too
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Sample CPUs, and write flame graphs, pprof files or OTLP profiles
+    Record(record::Args),
+    /// Say what this kernel and these rights allow, and how to get what is lacking
+    Doctor(doctor::Args),
+}
 
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +43,15 @@ pub struct UsageError(pub String);
 /// Runs the command line and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result: anyhow::Result<ExitCode> = match cli.command {};
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    start_log(cli.verbose);
+    let result: anyhow::Result<ExitCode> = match cli.command {
+        Command::Record(args) => record::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
     match result {
         Ok(code) => code,
         Err(error) => {
@@ -39,4 +59,39 @@ pub fn main() -> ExitCode {
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
+}
+
+/// Prints help as it is, and of an error the one sentence that matters.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nothing can be done about a closed standard output.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let sentence = text
+        .split("\n\n")
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ");
+    let sentence: Vec<_> = sentence.split_whitespace().collect();
+    eprintln!(
+        "hotspan: {}; `hotspan --help` and `hotspan COMMAND --help` tell more",
+        sentence.join(" ")
+    );
+    ExitCode::from(2)
+}
+
+/// Logs to standard error: warnings only, unless more is asked for.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }

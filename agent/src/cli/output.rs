@@ -51,7 +51,10 @@ impl Output {
         }
         // A link keeps its place: the file it leads to is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.into());
-        let name = path.file_name().ok_or_else(|| anyhow!("it has no file name")).with_context(cannot)?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| anyhow!("it has no file name"))
+            .with_context(cannot)?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}", std::process::id()));
@@ -63,7 +66,11 @@ impl Output {
             .open(&temporary)
             .map_err(|error| explain(error, &path))
             .with_context(cannot)?;
-        Ok(Self::File { path, temporary, file })
+        Ok(Self::File {
+            path,
+            temporary,
+            file,
+        })
     }
 
     /// Writes the file and puts it in its place; it belongs to the user who called `sudo`.
@@ -80,7 +87,11 @@ impl Output {
                     result => result.context("cannot write standard output"),
                 }
             }
-            Self::File { path, temporary, file } => {
+            Self::File {
+                path,
+                temporary,
+                file,
+            } => {
                 let mut out = BufWriter::new(&*file);
                 content(&mut out)
                     .and_then(|()| out.flush())
@@ -127,7 +138,9 @@ fn explain(error: io::Error, path: &Path) -> anyhow::Error {
 /// Under `sudo` the file belongs to who called it.
 fn give_to_caller(file: &File) -> io::Result<()> {
     let id = |name| env::var(name).ok()?.parse::<u32>().ok();
-    let (Some(uid), Some(gid)) = (id("SUDO_UID"), id("SUDO_GID")) else { return Ok(()) };
+    let (Some(uid), Some(gid)) = (id("SUDO_UID"), id("SUDO_GID")) else {
+        return Ok(());
+    };
     // SAFETY: the descriptor is open as long as `file` lives.
     match unsafe { libc::fchown(file.as_raw_fd(), uid, gid) } {
         0 => Ok(()),

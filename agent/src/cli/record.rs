@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regex::bytes::Regex;
 use tokio::process::{Child, Command};
@@ -18,15 +17,20 @@ use tokio::process::{Child, Command};
 use super::{UsageError, duration, output::Output};
 use crate::{
     capture::{Cgroup, Settings, Target},
-    export::{self, Format, summary::Summary},
+    export::{
+        self, Format,
+        otlp_profiles::Host,
+        otlp_send::{self, Endpoint, Headers, Policy},
+        summary::Summary,
+    },
     model::Profile,
     pipeline::{Ended, Plan, Recording},
     process,
 };
 
 /// Arguments of `hotspan record`.
-#[derive(Args, Debug)]
-pub struct RecordArgs {
+#[derive(clap::Args, Debug)]
+pub struct Args {
     /// Sample this process, all its threads (repeatable)
     #[arg(short, long = "pid", value_name = "PID")]
     pids: Vec<u32>,
@@ -40,7 +44,13 @@ pub struct RecordArgs {
     #[arg(long)]
     children: bool,
     /// Samples per second on each CPU
-    #[arg(short = 'F', long = "rate", value_name = "HZ", default_value_t = 99, allow_negative_numbers = true)]
+    #[arg(
+        short = 'F',
+        long = "rate",
+        value_name = "HZ",
+        default_value_t = 99,
+        allow_negative_numbers = true
+    )]
     rate_hz: i64,
     /// How long to record, like 10s or 1m30s; without it until Ctrl-C or the command ends
     #[arg(short, long, value_name = "TIME", allow_hyphen_values = true)]
@@ -77,6 +87,9 @@ pub struct RecordArgs {
     command: Vec<std::ffi::OsString>,
 }
 
+/// How long a collector may take before the user is told that it did not work.
+const SEND_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A file to write and how.
 struct Destination {
     output: Output,
@@ -87,31 +100,46 @@ struct Destination {
 ///
 /// # Errors
 /// One sentence that says what is wrong and how to mend it.
-pub fn run(args: RecordArgs) -> Result<ExitCode> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let duration = args.duration.as_deref().map(duration::parse).transpose()?;
-    let endpoint = args.otlp.as_deref().map(export::otlp_send::Endpoint::parse).transpose()
+    let endpoint = args
+        .otlp
+        .as_deref()
+        .map(Endpoint::parse)
+        .transpose()
         .map_err(|error| UsageError(error.to_string()))?;
-    let plan = plan(&args)?;
-    let mut destinations = destinations(&args)?;
+    let plan = plan(args)?;
+    let mut destinations = destinations(args)?;
     crate::capture::features::why_not_record()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut recording = Recording::prepare(plan)?;
         recording.start()?;
-        let mut child = launch(&args, &mut recording)?;
+        let mut child = launch(args, &mut recording)?;
         let progress = progress(duration);
-        let ended = recording.run(duration, child.as_mut(), |kept| progress.set_message(format!("{kept} samples"))).await?;
+        let ended = recording
+            .run(duration, child.as_mut(), |kept| {
+                progress.set_message(format!("{kept} samples"))
+            })
+            .await?;
         progress.finish_and_clear();
         let profile = recording.finish()?;
-        let outcome = deliver(&args, &profile, &mut destinations, endpoint.as_ref()).await;
+        let outcome = deliver(args, &profile, &mut destinations, endpoint.as_ref()).await;
         let status = command_status(child, &ended).await?;
         outcome?;
         Ok(status.map_or(ExitCode::SUCCESS, exit_code))
     })
 }
 
-fn plan(args: &RecordArgs) -> Result<Plan> {
-    let named = [!args.pids.is_empty(), args.all, args.cgroup.is_some(), !args.command.is_empty()];
+fn plan(args: &Args) -> Result<Plan> {
+    let named = [
+        !args.pids.is_empty(),
+        args.all,
+        args.cgroup.is_some(),
+        !args.command.is_empty(),
+    ];
     if named.iter().filter(|&&is_named| is_named).count() > 1 {
         return Err(UsageError(
             "--pid, --all, --cgroup and a command exclude each other; name one of them".into(),
@@ -134,13 +162,27 @@ fn plan(args: &RecordArgs) -> Result<Plan> {
         None if args.pids.is_empty() && args.command.is_empty() => Target::All,
         None => Target::Pids,
     };
-    let name_filter = args.comm.as_deref().map(Regex::new).transpose().map_err(|error| {
-        let reason = error.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        UsageError(format!("--comm is no regular expression: {reason}"))
-    })?;
+    let name_filter = args
+        .comm
+        .as_deref()
+        .map(Regex::new)
+        .transpose()
+        .map_err(|error| {
+            let reason = error.to_string();
+            let reason = reason
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
+                .to_owned();
+            UsageError(format!("--comm is no regular expression: {reason}"))
+        })?;
     Ok(Plan {
-        settings: Settings { target, rate_hz: rate(args.rate_hz)?, kernel_stacks: !args.no_kernel },
+        settings: Settings {
+            target,
+            rate_hz: rate(args.rate_hz)?,
+            kernel_stacks: !args.no_kernel,
+        },
         pids: args.pids.clone(),
         follow_children: args.children,
         name_filter,
@@ -151,7 +193,10 @@ fn plan(args: &RecordArgs) -> Result<Plan> {
 /// Checks the rate against the kernel's own limit.
 fn rate(rate_hz: i64) -> Result<u32> {
     const LIMIT: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
-    let limit = fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(100_000);
+    let limit = fs::read_to_string(LIMIT)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(100_000);
     match u32::try_from(rate_hz) {
         Ok(rate) if rate > 0 && i64::from(rate) <= limit => Ok(rate),
         _ => Err(UsageError(format!(
@@ -161,18 +206,25 @@ fn rate(rate_hz: i64) -> Result<u32> {
     }
 }
 
-fn destinations(args: &RecordArgs) -> Result<Vec<Destination>> {
+fn destinations(args: &Args) -> Result<Vec<Destination>> {
     let forced = match &args.format {
         Some(name) => Some(export::format_of_name(name).ok_or_else(|| {
             let names: Vec<_> = export::FORMATS.iter().map(|format| format.name).collect();
-            UsageError(format!("there is no format {name}; use one of {}", names.join(", ")))
+            UsageError(format!(
+                "there is no format {name}; use one of {}",
+                names.join(", ")
+            ))
         })?),
         None => None,
     };
     let default = ["hotspan.svg".to_owned()];
     // A profile that is sent somewhere, or told about in JSON, needs no file.
     let wants_default = args.outputs.is_empty() && args.otlp.is_none() && !args.json;
-    let paths = if wants_default { &default[..] } else { &args.outputs };
+    let paths = if wants_default {
+        &default[..]
+    } else {
+        &args.outputs
+    };
     if args.json && paths.iter().any(|path| path == "-") {
         return Err(UsageError(
             "--json and -o - both want standard output; write one of them to a file".into(),
@@ -186,21 +238,35 @@ fn destinations(args: &RecordArgs) -> Result<Vec<Destination>> {
     paths
         .iter()
         .zip(formats)
-        .map(|(path, format)| Ok(Destination { output: Output::prepare(path)?, format }))
+        .map(|(path, format)| {
+            Ok(Destination {
+                output: Output::prepare(path)?,
+                format,
+            })
+        })
         .collect()
 }
 
 fn format_of(path: &str) -> Result<&'static Format> {
     let name = if path == "-" { "x.folded" } else { path };
     export::format_of_path(name).ok_or_else(|| {
-        let known: Vec<_> = export::FORMATS.iter().flat_map(|format| format.extensions).copied().collect();
+        let known: Vec<_> = export::FORMATS
+            .iter()
+            .flat_map(|format| format.extensions)
+            .copied()
+            .collect();
         let known = known.join(", ");
-        UsageError(format!("the name {path} tells no format; let it end with one of {known}, or add --format")).into()
+        UsageError(format!(
+            "the name {path} tells no format; let it end with one of {known}, or add --format"
+        ))
+        .into()
     })
 }
 
-fn launch(args: &RecordArgs, recording: &mut Recording) -> Result<Option<Child>> {
-    let Some((program, arguments)) = args.command.split_first() else { return Ok(None) };
+fn launch(args: &Args, recording: &mut Recording) -> Result<Option<Child>> {
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Ok(None);
+    };
     let mut command = Command::new(program);
     command.args(arguments);
     if args.json || args.outputs.iter().any(|path| path == "-") {
@@ -225,9 +291,15 @@ fn progress(duration: Option<Duration>) -> ProgressBar {
     let (bar, template) = match duration {
         Some(duration) => {
             let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-            (ProgressBar::new(millis), "recording [{bar:30}] {elapsed}, {msg}")
+            (
+                ProgressBar::new(millis),
+                "recording [{bar:30}] {elapsed}, {msg}",
+            )
         }
-        None => (ProgressBar::no_length(), "recording {spinner} {elapsed}, {msg}; Ctrl-C ends it"),
+        None => (
+            ProgressBar::no_length(),
+            "recording {spinner} {elapsed}, {msg}; Ctrl-C ends it",
+        ),
     };
     if !io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -241,15 +313,18 @@ fn progress(duration: Option<Duration>) -> ProgressBar {
 /// Writes every output that can be written, sends the profile, and tells the result. A failure of
 /// one does not keep the others from being made.
 async fn deliver(
-    args: &RecordArgs,
+    args: &Args,
     profile: &Profile,
     destinations: &mut [Destination],
-    endpoint: Option<&export::otlp_send::Endpoint>,
+    endpoint: Option<&Endpoint>,
 ) -> Result<()> {
     if profile.quality.kept == 0 {
         bail!("no sample was taken: {}", why_nothing(args, profile));
     }
-    let options = export::Options { per_thread: args.per_thread, title: args.title.clone() };
+    let options = export::Options {
+        per_thread: args.per_thread,
+        title: args.title.clone(),
+    };
     let mut files = Vec::new();
     let mut failures = Vec::new();
     for Destination { output, format } in destinations {
@@ -259,19 +334,36 @@ async fn deliver(
         }
     }
     if let Some(endpoint) = endpoint
-        && let Err(error) = export::otlp_send::send_profile(endpoint, profile).await
+        && let Err(error) = send(endpoint, profile).await
     {
-        failures.push(error.into());
+        failures.push(error);
     }
     report(args, &Summary::new(profile, 10, files))?;
-    let Some(first) = failures.pop() else { return Ok(()) };
+    let Some(first) = failures.pop() else {
+        return Ok(());
+    };
     for error in failures {
         eprintln!("hotspan: {error:#}");
     }
     Err(first)
 }
 
-fn report(args: &RecordArgs, summary: &Summary<'_>) -> Result<()> {
+async fn send(endpoint: &Endpoint, profile: &Profile) -> Result<()> {
+    let headers = Headers::from_env()?;
+    let requests = export::otlp_profiles::requests(profile, &Host::this_one());
+    let policy = Policy::one_shot(SEND_PATIENCE);
+    let receipt = otlp_send::send(endpoint, &headers, &requests, &policy).await?;
+    if receipt.rejected_profiles > 0 {
+        bail!(
+            "the collector at {endpoint} threw {} profiles away: {}",
+            receipt.rejected_profiles,
+            receipt.message.unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+fn report(args: &Args, summary: &Summary<'_>) -> Result<()> {
     eprint!("{}", summary.to_text());
     for file in summary.files.iter().filter(|file| *file != "-") {
         eprintln!("wrote {file}");
@@ -284,10 +376,14 @@ fn report(args: &RecordArgs, summary: &Summary<'_>) -> Result<()> {
     Ok(())
 }
 
-fn why_nothing(args: &RecordArgs, profile: &Profile) -> String {
+fn why_nothing(args: &Args, profile: &Profile) -> String {
     let quality = &profile.quality;
     if !quality.lost.is_empty() {
-        let lost: Vec<_> = quality.lost.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let lost: Vec<_> = quality
+            .lost
+            .iter()
+            .map(|(reason, n)| format!("{n} {reason}"))
+            .collect();
         return format!("all were lost ({}); try a lower --rate", lost.join(", "));
     }
     if args.comm.is_some() {
@@ -302,7 +398,9 @@ fn why_nothing(args: &RecordArgs, profile: &Profile) -> String {
 
 /// Waits for the command, if there is one; it is told of a SIGTERM that was meant for both.
 async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<ExitStatus>> {
-    let Some(mut child) = child else { return Ok(None) };
+    let Some(mut child) = child else {
+        return Ok(None);
+    };
     match ended {
         Ended::CommandExited(status) => return Ok(Some(*status)),
         Ended::Signal(libc::SIGTERM) => process::terminate(&child),
@@ -314,6 +412,8 @@ async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<Ex
 
 /// The command's own exit code, or 128 and the signal that ended it, as a shell has it.
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

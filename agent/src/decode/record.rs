@@ -69,7 +69,11 @@ impl<'a> Sample<'a> {
 }
 
 fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + use<'_> {
-    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word))
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|word| u64::from_ne_bytes(*word))
 }
 
 /// Splits a buffer into records. One that cannot be understood is `None`; one whose length is
@@ -113,7 +117,12 @@ fn parse_sample(bytes: &[u8]) -> Option<Sample<'_>> {
     }
     let (kernel, user) = frames.split_at(kernel_bytes);
     let stop = StopReason::try_from(header.stop).ok()?;
-    Some(Sample { header, stop, kernel, user })
+    Some(Sample {
+        header,
+        stop,
+        kernel,
+        user,
+    })
 }
 
 #[cfg(test)]
@@ -122,7 +131,18 @@ mod tests {
 
     fn sample(kernel: &[u64], user: &[u64]) -> Vec<u8> {
         let total = size_of::<SampleHeader>() + (kernel.len() + user.len()) * 8;
-        let fields = [1, total as u32, 7, 0, 10, 11, 3, 2, kernel.len() as u32, user.len() as u32];
+        let fields = [
+            1,
+            total as u32,
+            7,
+            0,
+            10,
+            11,
+            3,
+            2,
+            kernel.len() as u32,
+            user.len() as u32,
+        ];
         let mut bytes: Vec<u8> = fields.iter().flat_map(|f: &u32| f.to_ne_bytes()).collect();
         bytes.extend(b"worker\0\0\0\0\0\0\0\0\0\0");
         bytes.extend(kernel.iter().chain(user).flat_map(|f| f.to_ne_bytes()));
@@ -132,11 +152,16 @@ mod tests {
     #[test]
     fn sample_keeps_both_parts_apart() {
         let bytes = sample(&[1, 2], &[3, 4, 5]);
-        let Some(Some(Record::Sample(sample))) = records(&bytes).next() else { panic!() };
+        let Some(Some(Record::Sample(sample))) = records(&bytes).next() else {
+            panic!()
+        };
         assert_eq!(sample.kernel_frames().collect::<Vec<_>>(), [1, 2]);
         assert_eq!(sample.user_frames().collect::<Vec<_>>(), [3, 4, 5]);
         assert_eq!(sample.thread_name(), b"worker");
-        assert_eq!((sample.header.pid, sample.header.tid, sample.header.cpu), (10, 11, 3));
+        assert_eq!(
+            (sample.header.pid, sample.header.tid, sample.header.cpu),
+            (10, 11, 3)
+        );
         assert_eq!(sample.stop, StopReason::NoUnwindTable);
         assert_eq!(sample.header.header.time_mono_ns, 7);
     }

@@ -130,21 +130,37 @@ fn parse(record: &[u8]) -> Option<SideBandRecord> {
     if kind == RECORD_LOST {
         let _event_id = body.u64()?;
         let event = SideBandEvent::Lost(body.u64()?);
-        return Some(SideBandRecord { time_mono_ns, pid: id_pid, tid: id_tid, event });
+        return Some(SideBandRecord {
+            time_mono_ns,
+            pid: id_pid,
+            tid: id_tid,
+            event,
+        });
     }
     let pid = body.u32()?;
     let second = body.u32()?;
     let (tid, event) = match kind {
         RECORD_COMM => {
             let is_exec = misc & MISC_COMM_EXEC != 0;
-            (second, SideBandEvent::Comm { name: body.string().to_vec(), is_exec })
+            (
+                second,
+                SideBandEvent::Comm {
+                    name: body.string().to_vec(),
+                    is_exec,
+                },
+            )
         }
         RECORD_FORK => (body.u32()?, SideBandEvent::Fork { parent_pid: second }),
         RECORD_EXIT => (body.u32()?, SideBandEvent::Exit),
         RECORD_MMAP2 => (second, SideBandEvent::Mmap(parse_mmap2(body, misc)?)),
         _ => return None,
     };
-    Some(SideBandRecord { time_mono_ns, pid, tid, event })
+    Some(SideBandRecord {
+        time_mono_ns,
+        pid,
+        tid,
+        event,
+    })
 }
 
 fn parse_mmap2(mut body: Reader<'_>, misc: u16) -> Option<Mapped> {
@@ -156,11 +172,20 @@ fn parse_mmap2(mut body: Reader<'_>, misc: u16) -> Option<Mapped> {
     } else {
         let mut inode = Reader(&identity);
         let (major, minor, ino) = (inode.u32()?, inode.u32()?, inode.u64()?);
-        FileIdentity::Inode { dev: libc::makedev(major, minor), ino }
+        FileIdentity::Inode {
+            dev: libc::makedev(major, minor),
+            ino,
+        }
     };
     let (_protection, _flags) = (body.u32()?, body.u32()?);
     let end = start.checked_add(len)?;
-    Some(Mapped { start, end, file_offset, identity, path: body.string().to_vec() })
+    Some(Mapped {
+        start,
+        end,
+        file_offset,
+        identity,
+        path: body.string().to_vec(),
+    })
 }
 
 #[cfg(test)]
@@ -230,7 +255,11 @@ mod tests {
 
     #[test]
     fn any_cut_and_any_byte_is_survived() {
-        let bytes = [mmap2(MISC_MMAP_BUILD_ID), record(RECORD_COMM, MISC_COMM_EXEC, &[7; 24])].concat();
+        let bytes = [
+            mmap2(MISC_MMAP_BUILD_ID),
+            record(RECORD_COMM, MISC_COMM_EXEC, &[7; 24]),
+        ]
+        .concat();
         assert_eq!(records(&bytes).count(), 2);
         for len in 0..bytes.len() {
             assert!(records(&bytes[..len]).count() < 2);

@@ -88,9 +88,20 @@ impl<'a> Summary<'a> {
             let (own, total) = (share(hot.own), share(hot.total));
             let module = if hot.module.is_empty() { "" } else { "  " };
             let function = shorten(&hot.function, 80);
-            let _ = writeln!(text, "{own:6.1}% {total:6.1}%  {function}{module}{}", hot.module);
+            let _ = writeln!(
+                text,
+                "{own:6.1}% {total:6.1}%  {function}{module}{}",
+                hot.module
+            );
         }
-        let Counts { expected, kept, rooted, named, lost, cut } = &self.samples;
+        let Counts {
+            expected,
+            kept,
+            rooted,
+            named,
+            lost,
+            cut,
+        } = &self.samples;
         let _ = write!(
             text,
             "{kept} samples of {expected} expected in {:.1} s at {} Hz; {:.1}% rooted, {:.1}% named",
@@ -112,7 +123,10 @@ fn reasons(counts: &BTreeMap<&'static str, u64>) -> String {
     if counts.is_empty() {
         return "none".into();
     }
-    let each: Vec<_> = counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let each: Vec<_> = counts
+        .iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
     each.join(", ")
 }
 
@@ -133,7 +147,9 @@ fn hottest(profile: &Profile, top: usize) -> Vec<Hot> {
             if frame.kind == FrameKind::Note {
                 continue;
             }
-            let module = frame.binary.map_or("", |binary| profile.binaries[binary.at()].name());
+            let module = frame
+                .binary
+                .map_or("", |binary| profile.binaries[binary.at()].name());
             for line in &frame.lines {
                 let key = (&*line.function, module);
                 let count = counts.entry(key).or_default();

@@ -43,7 +43,9 @@ impl CpuAccount {
     #[must_use]
     pub fn open(target: &Target) -> Self {
         match target {
-            Target::All => Self::Host { start_ns: cpu_time::of_host().unwrap_or(0) },
+            Target::All => Self::Host {
+                start_ns: cpu_time::of_host().unwrap_or(0),
+            },
             Target::Cgroup(cgroup) => Self::Cgroup {
                 cgroup: cgroup.clone(),
                 start_ns: cpu_time::of_cgroup(cgroup).unwrap_or(0),
@@ -89,12 +91,13 @@ impl CpuAccount {
     pub fn close(&self) -> u64 {
         match self {
             Self::Host { start_ns } => cpu_time::of_host().unwrap_or(0).saturating_sub(*start_ns),
-            Self::Cgroup { cgroup, start_ns } => {
-                cpu_time::of_cgroup(cgroup).unwrap_or(0).saturating_sub(*start_ns)
-            }
-            Self::Processes(accounts) => {
-                accounts.iter().map(|(&pid, account)| account.used_ns(pid)).sum()
-            }
+            Self::Cgroup { cgroup, start_ns } => cpu_time::of_cgroup(cgroup)
+                .unwrap_or(0)
+                .saturating_sub(*start_ns),
+            Self::Processes(accounts) => accounts
+                .iter()
+                .map(|(&pid, account)| account.used_ns(pid))
+                .sum(),
         }
     }
 }

@@ -83,7 +83,11 @@ impl Binaries {
     fn add(&mut self, pid: u32, mapped: &Mapped) -> Option<BinaryId> {
         let text = String::from_utf8_lossy(&mapped.path);
         let is_vdso = text == "[vdso]";
-        let file = if is_vdso { vdso::image() } else { open(pid, mapped) };
+        let file = if is_vdso {
+            vdso::image()
+        } else {
+            open(pid, mapped)
+        };
         let (facts, htlhash) = match &file {
             Some(file) => (ElfFacts::read(file)?, elf::htlhash(file).ok()),
             None => (facts_without_file(mapped)?, None),
@@ -91,15 +95,28 @@ impl Binaries {
         let path: Arc<str> = without_deleted(&text).into();
         // The same file by the other identity: a scan names inodes, an event build ids.
         let by_build_id = (!facts.build_id.is_empty()).then(|| {
-            (FileIdentity::BuildId(facts.build_id.clone()), mapped.path.clone())
+            (
+                FileIdentity::BuildId(facts.build_id.clone()),
+                mapped.path.clone(),
+            )
         });
         if let Some(&Some(known)) = by_build_id.as_ref().and_then(|key| self.by_key.get(key)) {
             return Some(known);
         }
         let id = BinaryId(u32::try_from(self.list.len()).ok()?);
-        let kind = if is_vdso { BinaryKind::Vdso } else { BinaryKind::File };
+        let kind = if is_vdso {
+            BinaryKind::Vdso
+        } else {
+            BinaryKind::File
+        };
         let file = file.filter(|_| self.list.len() < MAX_OPEN_FILES);
-        self.list.push(KnownBinary { kind, path, facts, htlhash, file });
+        self.list.push(KnownBinary {
+            kind,
+            path,
+            facts,
+            htlhash,
+            file,
+        });
         if let Some(key) = by_build_id {
             self.by_key.insert(key, Some(id));
         }
@@ -118,7 +135,10 @@ fn facts_without_file(mapped: &Mapped) -> Option<ElfFacts> {
         FileIdentity::BuildId(id) => id.clone(),
         FileIdentity::Inode { .. } => Vec::new(),
     };
-    Some(ElfFacts { build_id, ..ElfFacts::default() })
+    Some(ElfFacts {
+        build_id,
+        ..ElfFacts::default()
+    })
 }
 
 /// Opens the file behind a mapping: through the mapping itself, which works whatever became of its
@@ -138,7 +158,11 @@ fn open(pid: u32, mapped: &Mapped) -> Option<File> {
 
 fn open_regular(path: PathBuf) -> Option<File> {
     // Non-blocking, since the path may lead to a pipe by the time it is opened.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .ok()?;
     file.metadata().ok()?.is_file().then_some(file)
 }
 

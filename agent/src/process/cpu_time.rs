@@ -13,7 +13,10 @@ pub fn of_process(pid: u32) -> Option<u64> {
     if unsafe { libc::clock_getcpuclockid(libc::pid_t::try_from(pid).ok()?, &raw mut clock) } != 0 {
         return None;
     }
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the time is written to a live variable.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return None;
@@ -39,7 +42,9 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Option<u64> {
         return text.trim().parse().ok();
     }
     let text = fs::read_to_string(cgroup.path.join("cpu.stat")).ok()?;
-    let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    let usage = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?;
     Some(usage.trim().parse::<u64>().ok()? * 1000)
 }
 
@@ -52,9 +57,15 @@ pub fn of_host() -> Option<u64> {
 /// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, in 1/100 s; guest time
 /// is part of user time.
 fn parse_busy_ticks(stat: &str) -> Option<u64> {
-    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    let fields = stat
+        .lines()
+        .next()?
+        .strip_prefix("cpu ")?
+        .split_whitespace();
     let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else { return None };
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
+        return None;
+    };
     Some(user + nice + system + irq + softirq)
 }
 
@@ -64,7 +75,10 @@ mod tests {
 
     #[test]
     fn idle_and_stolen_time_is_not_busy() {
-        assert_eq!(parse_busy_ticks("cpu  1 2 4 1000 2000 8 16 4000 1 0\ncpu0 "), Some(31));
+        assert_eq!(
+            parse_busy_ticks("cpu  1 2 4 1000 2000 8 16 4000 1 0\ncpu0 "),
+            Some(31)
+        );
         assert_eq!(parse_busy_ticks("cpu  1 2"), None);
         assert_eq!(parse_busy_ticks(""), None);
     }

@@ -55,7 +55,11 @@ impl ElfFacts {
                     };
                     if start < end && facts.segments.len() < MAX_SEGMENTS {
                         let file_offset = program_header.p_offset(endian);
-                        facts.segments.push(Segment { start, end, file_offset });
+                        facts.segments.push(Segment {
+                            start,
+                            end,
+                            file_offset,
+                        });
                     }
                 }
                 PT_NOTE => facts.read_notes(file, endian, program_header),
@@ -74,7 +78,9 @@ impl ElfFacts {
     ) {
         let len = header.p_filesz(endian).min(MAX_NOTE_BYTES) as usize;
         let mut bytes = vec![0; len];
-        let Ok(len) = read_up_to(file, &mut bytes, header.p_offset(endian)) else { return };
+        let Ok(len) = read_up_to(file, &mut bytes, header.p_offset(endian)) else {
+            return;
+        };
         let align = header.p_align(endian);
         let Ok(mut notes) =
             NoteIterator::<FileHeader64<Endianness>>::new(endian, align, &bytes[..len])
@@ -98,12 +104,10 @@ impl ElfFacts {
     /// The ELF address of a file offset inside an executable segment.
     #[must_use]
     pub fn addr_of_offset(&self, offset: u64) -> Option<u64> {
-        self.segments
-            .iter()
-            .find_map(|segment| {
-                let into = offset.checked_sub(segment.file_offset)?;
-                (into < segment.end - segment.start).then_some(segment.start + into)
-            })
+        self.segments.iter().find_map(|segment| {
+            let into = offset.checked_sub(segment.file_offset)?;
+            (into < segment.end - segment.start).then_some(segment.start + into)
+        })
     }
 }
 
@@ -152,7 +156,10 @@ mod tests {
         let facts = ElfFacts::read(&file).unwrap();
         assert!(!facts.segments.is_empty());
         let segment = facts.segments[0];
-        assert_eq!(facts.addr_of_offset(segment.file_offset + 5), Some(segment.start + 5));
+        assert_eq!(
+            facts.addr_of_offset(segment.file_offset + 5),
+            Some(segment.start + 5)
+        );
         assert_eq!(facts.addr_of_offset(u64::MAX), None);
     }
 

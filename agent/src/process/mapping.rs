@@ -41,14 +41,21 @@ impl Mappings {
         let last = self.0.partition_point(|old| old.start < new.end);
         let mut pieces = Vec::with_capacity(3);
         if let Some(old) = self.0.get(first).filter(|old| old.start < new.start) {
-            pieces.push(Mapping { end: new.start, ..*old });
+            pieces.push(Mapping {
+                end: new.start,
+                ..*old
+            });
         }
         pieces.push(new);
         let covered = self.0[first..last].last();
         if let Some(old) = covered.filter(|old| old.end > new.end) {
             let cut = new.end - old.start;
             let file_offset = old.file_offset.wrapping_add(cut);
-            pieces.push(Mapping { start: new.end, file_offset, ..*old });
+            pieces.push(Mapping {
+                start: new.end,
+                file_offset,
+                ..*old
+            });
         }
         self.0.splice(first..last, pieces);
     }
@@ -66,7 +73,12 @@ mod tests {
     use super::*;
 
     fn mapping(start: u64, end: u64, file_offset: u64) -> Mapping {
-        Mapping { start, end, file_offset, code: Code::Anonymous }
+        Mapping {
+            start,
+            end,
+            file_offset,
+            code: Code::Anonymous,
+        }
     }
 
     #[test]
@@ -108,11 +120,16 @@ mod tests {
             // The offset says which insertion an address belongs to.
             mappings.insert(mapping(start, end, round * 1000 + start));
             newest[start as usize..(end as usize).max(start as usize)].fill(Some(round));
-            assert!(mappings.0.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            assert!(
+                mappings
+                    .0
+                    .windows(2)
+                    .all(|pair| pair[0].end <= pair[1].start)
+            );
             for (addr, wanted) in newest.iter().enumerate() {
-                let found = mappings.find(addr as u64).map(|m| {
-                    (m.file_offset + (addr as u64 - m.start)) / 1000
-                });
+                let found = mappings
+                    .find(addr as u64)
+                    .map(|m| (m.file_offset + (addr as u64 - m.start)) / 1000);
                 assert_eq!(found, *wanted);
             }
         }

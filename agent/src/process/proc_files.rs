@@ -20,10 +20,14 @@ fn read_bounded(path: &str) -> io::Result<Vec<u8>> {
 /// Whether there is such a process and it has not ended: not even as a zombie.
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
-    let Ok(stat) = read_bounded(&format!("/proc/{pid}/stat")) else { return false };
+    let Ok(stat) = read_bounded(&format!("/proc/{pid}/stat")) else {
+        return false;
+    };
     let stat = String::from_utf8_lossy(&stat);
     // The state is the first field behind the name.
-    !stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['Z', 'X']))
+    !stat
+        .rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with(['Z', 'X']))
 }
 
 /// All processes.
@@ -44,7 +48,10 @@ pub fn threads(pid: u32) -> io::Result<Vec<u32>> {
 
 fn numbers_in(directory: &str) -> io::Result<Vec<u32>> {
     let entries = fs::read_dir(directory)?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Name of the main thread.
@@ -97,7 +104,9 @@ fn parse_start_ticks(stat: &str) -> Option<u64> {
 }
 
 fn parse_ns_pid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
 }
 
@@ -105,26 +114,32 @@ fn parse_ns_pid(status: &str) -> Option<u32> {
 /// runtimes write it: 64 hexadecimal digits, or 32 and a number (Amazon ECS), with a prefix such
 /// as `cri-containerd-` and a suffix `.scope` or not.
 fn parse_container_id(cgroup: &str) -> Option<&str> {
-    cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2)).find_map(|path| {
-        path.rsplit('/').find_map(|element| {
-            let element = element.strip_suffix(".scope").unwrap_or(element);
-            let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
-            let bare = element.rsplit('-').next().unwrap_or(element);
-            if bare.len() == 64 && is_hex(bare) {
-                return Some(bare);
-            }
-            let (task, number) = element.split_once('-')?;
-            let is_ecs = task.len() == 32
-                && is_hex(task)
-                && !number.is_empty()
-                && number.bytes().all(|b| b.is_ascii_digit());
-            is_ecs.then_some(element)
+    cgroup
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(|path| {
+            path.rsplit('/').find_map(|element| {
+                let element = element.strip_suffix(".scope").unwrap_or(element);
+                let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+                let bare = element.rsplit('-').next().unwrap_or(element);
+                if bare.len() == 64 && is_hex(bare) {
+                    return Some(bare);
+                }
+                let (task, number) = element.split_once('-')?;
+                let is_ecs = task.len() == 32
+                    && is_hex(task)
+                    && !number.is_empty()
+                    && number.bytes().all(|b| b.is_ascii_digit());
+                is_ecs.then_some(element)
+            })
         })
-    })
 }
 
 fn parse_maps(bytes: &[u8]) -> Vec<Mapped> {
-    bytes.split(|&b| b == b'\n').filter_map(parse_maps_line).collect()
+    bytes
+        .split(|&b| b == b'\n')
+        .filter_map(parse_maps_line)
+        .collect()
 }
 
 /// `start-end perms offset major:minor inode path`; `None` for what is not executable.
@@ -145,7 +160,10 @@ fn parse_maps_line(line: &[u8]) -> Option<Mapped> {
         start: hex(start)?,
         end: hex(end)?,
         file_offset: hex(offset)?,
-        identity: FileIdentity::Inode { dev, ino: inode.parse().ok()? },
+        identity: FileIdentity::Inode {
+            dev,
+            ino: inode.parse().ok()?,
+        },
         path: path.to_vec(),
     })
 }
@@ -162,9 +180,15 @@ mod tests {
             7ffc-7ffe r-xp 00000000 00:00 0                          [vdso]\n\
             nonsense\n";
         let found = parse_maps(text);
-        let paths: Vec<_> = found.iter().map(|m| String::from_utf8_lossy(&m.path)).collect();
+        let paths: Vec<_> = found
+            .iter()
+            .map(|m| String::from_utf8_lossy(&m.path))
+            .collect();
         assert_eq!(paths, ["/bin/a b (deleted)", "", "[vdso]"]);
-        assert_eq!((found[0].start, found[0].end, found[0].file_offset), (0x55e0, 0x55f0, 0x1000));
+        assert_eq!(
+            (found[0].start, found[0].end, found[0].file_offset),
+            (0x55e0, 0x55f0, 0x1000)
+        );
         let dev = libc::makedev(0xfd, 1);
         assert_eq!(found[0].identity, FileIdentity::Inode { dev, ino: 12 });
     }
@@ -196,7 +220,10 @@ mod tests {
             assert_eq!(parse_container_id(&path), Some(id), "{path}");
         }
         let ecs = "3:cpu:/ecs/0123456789abcdef0123456789abcdef-123456789";
-        assert_eq!(parse_container_id(ecs), Some("0123456789abcdef0123456789abcdef-123456789"));
+        assert_eq!(
+            parse_container_id(ecs),
+            Some("0123456789abcdef0123456789abcdef-123456789")
+        );
         assert_eq!(parse_container_id("0::/user.slice/user-1000.slice"), None);
         assert_eq!(parse_container_id(""), None);
     }

@@ -88,7 +88,12 @@ impl ProcessTable {
     /// An empty table.
     #[must_use]
     pub fn new(scope: Scope) -> Self {
-        Self { scope, running: FxHashMap::default(), sampled: Vec::new(), lost_records: 0 }
+        Self {
+            scope,
+            running: FxHashMap::default(),
+            sampled: Vec::new(),
+            lost_records: 0,
+        }
     }
 
     /// Learns everything `/proc` says about the processes that run.
@@ -107,7 +112,10 @@ impl ProcessTable {
             container_id: proc_files::container_id(pid),
             start_boot_ns: proc_files::start_boot_ns(pid).unwrap_or(0),
         };
-        let mut process = Running { identity, ..Running::default() };
+        let mut process = Running {
+            identity,
+            ..Running::default()
+        };
         process.scan_mappings(binaries);
         self.running.insert(pid, process);
     }
@@ -152,7 +160,10 @@ impl ProcessTable {
     fn tracked(&mut self, pid: u32) -> Option<&mut Running> {
         match self.scope {
             Scope::All => Some(self.running.entry(pid).or_insert_with(|| Running {
-                identity: Identity { pid, ..Identity::default() },
+                identity: Identity {
+                    pid,
+                    ..Identity::default()
+                },
                 ..Running::default()
             })),
             Scope::Known => self.running.get_mut(&pid),
@@ -188,7 +199,12 @@ impl ProcessTable {
 
     /// The process of a sample. One that is not known yet is looked up in `/proc`; if it is gone
     /// already, `thread_name` is all there is.
-    pub fn of_sample(&mut self, pid: u32, thread_name: &[u8], binaries: &mut Binaries) -> ProcessId {
+    pub fn of_sample(
+        &mut self,
+        pid: u32,
+        thread_name: &[u8],
+        binaries: &mut Binaries,
+    ) -> ProcessId {
         if !self.running.contains_key(&pid) {
             self.scan(pid, binaries);
         }
@@ -202,7 +218,10 @@ impl ProcessTable {
         let id = ProcessId(self.sampled.len() as u32);
         process.sampled = Some(id);
         let identity = process.identity.clone();
-        self.sampled.push(Sampled { identity, perf_map: PerfMap::NotLookedFor });
+        self.sampled.push(Sampled {
+            identity,
+            perf_map: PerfMap::NotLookedFor,
+        });
         id
     }
 
@@ -213,8 +232,16 @@ impl ProcessTable {
 
     /// Where an address of a sampled process lies. An address in no mapping makes the mappings be
     /// read anew, but not too often: `now_mono_ns` is the time of the sample.
-    pub fn find(&mut self, pid: u32, addr: u64, now_mono_ns: u64, binaries: &mut Binaries) -> Found {
-        let Some(process) = self.running.get_mut(&pid) else { return Found::Nowhere };
+    pub fn find(
+        &mut self,
+        pid: u32,
+        addr: u64,
+        now_mono_ns: u64,
+        binaries: &mut Binaries,
+    ) -> Found {
+        let Some(process) = self.running.get_mut(&pid) else {
+            return Found::Nowhere;
+        };
         let mut mapping = process.mappings.find(addr).copied();
         let is_due = now_mono_ns.saturating_sub(process.scanned_mono_ns) > RESCAN_NS;
         if mapping.is_none() && !process.has_exited && is_due {
@@ -222,7 +249,9 @@ impl ProcessTable {
             process.scan_mappings(binaries);
             mapping = process.mappings.find(addr).copied();
         }
-        let Some(mapping) = mapping else { return Found::Nowhere };
+        let Some(mapping) = mapping else {
+            return Found::Nowhere;
+        };
         match mapping.code {
             Code::File(id) => {
                 Found::File(id, (addr - mapping.start).wrapping_add(mapping.file_offset))
@@ -282,7 +311,17 @@ impl Running {
         {
             self.identity.exe = Some(binaries.get(id).path.clone());
         }
-        let Mapped { start, end, file_offset, .. } = *mapped;
-        self.mappings.insert(Mapping { start, end, file_offset, code });
+        let Mapped {
+            start,
+            end,
+            file_offset,
+            ..
+        } = *mapped;
+        self.mappings.insert(Mapping {
+            start,
+            end,
+            file_offset,
+            code,
+        });
     }
 }

@@ -34,6 +34,11 @@ mod tests {
     #[test]
     fn own_vdso_is_an_elf_file() {
         let file = super::image().unwrap();
-        assert!(!super::super::ElfFacts::read(&file).unwrap().segments.is_empty());
+        assert!(
+            !super::super::ElfFacts::read(&file)
+                .unwrap()
+                .segments
+                .is_empty()
+        );
     }
 }

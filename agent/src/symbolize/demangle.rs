@@ -25,7 +25,10 @@ pub fn demangle(symbol: &str) -> (Cow<'_, str>, Language) {
     }
     if let Ok(name) = rustc_demangle::try_demangle(symbol) {
         // The alternate form leaves the hash out.
-        return (Cow::Owned(cut(&format!("{name:#}")).to_owned()), Language::Rust);
+        return (
+            Cow::Owned(cut(&format!("{name:#}")).to_owned()),
+            Language::Rust,
+        );
     }
     if symbol.starts_with("_Z")
         && let Ok(parsed) = cpp_demangle::Symbol::new(symbol)
@@ -47,14 +50,26 @@ mod tests {
     #[test]
     fn each_mangling_is_read() {
         for (symbol, name, language) in [
-            ("_ZN4core3fmt5write17h0123456789abcdefE", "core::fmt::write", Language::Rust),
+            (
+                "_ZN4core3fmt5write17h0123456789abcdefE",
+                "core::fmt::write",
+                Language::Rust,
+            ),
             ("_RNvC6_123foo3bar", "123foo::bar", Language::Rust),
-            ("_ZNSt6vectorIiSaIiEE9push_backERKi", "std::vector<int, std::allocator<int> >::push_back(int const&)", Language::Cpp),
+            (
+                "_ZNSt6vectorIiSaIiEE9push_backERKi",
+                "std::vector<int, std::allocator<int> >::push_back(int const&)",
+                Language::Cpp,
+            ),
             ("main", "main", Language::Unknown),
             ("_Znonsense", "_Znonsense", Language::Unknown),
             ("runtime.goexit", "runtime.goexit", Language::Unknown),
         ] {
-            assert_eq!(demangle(symbol), (Cow::Borrowed(name), language), "{symbol}");
+            assert_eq!(
+                demangle(symbol),
+                (Cow::Borrowed(name), language),
+                "{symbol}"
+            );
         }
     }
 

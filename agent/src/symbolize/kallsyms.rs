@@ -57,12 +57,19 @@ impl Kallsyms {
     /// # Errors
     /// When the file cannot be read.
     pub fn read() -> io::Result<Self> {
-        Self::parse(BufReader::with_capacity(64 << 10, File::open("/proc/kallsyms")?))
+        Self::parse(BufReader::with_capacity(
+            64 << 10,
+            File::open("/proc/kallsyms")?,
+        ))
     }
 
     fn parse(mut lines: impl BufRead) -> io::Result<Self> {
         let mut symbols = Self::default();
-        symbols.modules.push(Module { name: "[kernel]".into(), start: u64::MAX, last: 0 });
+        symbols.modules.push(Module {
+            name: "[kernel]".into(),
+            start: u64::MAX,
+            last: 0,
+        });
         let mut line = String::new();
         while symbols.symbols.len() < MAX_SYMBOLS {
             line.clear();
@@ -80,7 +87,9 @@ impl Kallsyms {
     fn add(&mut self, line: &str) -> Option<()> {
         let (addr, rest) = line.split_once(' ')?;
         let (kind, rest) = rest.split_once(' ')?;
-        let addr = u64::from_str_radix(addr, 16).ok().filter(|&addr| addr != 0)?;
+        let addr = u64::from_str_radix(addr, 16)
+            .ok()
+            .filter(|&addr| addr != 0)?;
         if !matches!(kind, "t" | "T" | "w" | "W") {
             return None;
         }
@@ -92,7 +101,12 @@ impl Kallsyms {
         let name_start = u32::try_from(self.text.len()).ok()?;
         let name_len = u16::try_from(name.len()).ok()?;
         self.text.push_str(name);
-        self.symbols.push(Symbol { addr, name_start, name_len, module });
+        self.symbols.push(Symbol {
+            addr,
+            name_start,
+            name_len,
+            module,
+        });
         Some(())
     }
 
@@ -100,7 +114,11 @@ impl Kallsyms {
     fn module(&mut self, name: &str) -> Option<u16> {
         let known = self.modules.iter().rposition(|module| module.name == name);
         let at = known.unwrap_or_else(|| {
-            self.modules.push(Module { name: name.into(), start: u64::MAX, last: 0 });
+            self.modules.push(Module {
+                name: name.into(),
+                start: u64::MAX,
+                last: 0,
+            });
             self.modules.len() - 1
         });
         u16::try_from(at).ok()
@@ -116,7 +134,10 @@ impl Kallsyms {
         }
         let start = symbol.name_start as usize;
         let name = self.text.get(start..start + usize::from(symbol.name_len))?;
-        Some(KernelSymbol { name, module: usize::from(symbol.module) })
+        Some(KernelSymbol {
+            name,
+            module: usize::from(symbol.module),
+        })
     }
 
     /// The kernel image, first, and its modules.
@@ -146,12 +167,17 @@ mod tests {
     fn function_and_module_of_an_address_are_found() {
         let symbols = parse(TEXT);
         let found = |addr| {
-            symbols.find(addr).map(|s| (s.name, symbols.modules()[s.module].name.as_str()))
+            symbols
+                .find(addr)
+                .map(|s| (s.name, symbols.modules()[s.module].name.as_str()))
         };
         assert_eq!(found(0xffff_ffff_8100_0000), Some(("_stext", "[kernel]")));
         assert_eq!(found(0xffff_ffff_8100_0250), Some(("do_work", "[kernel]")));
         assert_eq!(found(0xffff_ffff_c000_0010), Some(("handle", "[driver]")));
-        assert_eq!(found(0xffff_ffff_c010_0010), Some(("bpf_prog_1234_sample", "[bpf]")));
+        assert_eq!(
+            found(0xffff_ffff_c010_0010),
+            Some(("bpf_prog_1234_sample", "[bpf]"))
+        );
         assert_eq!(found(0xffff_ffff_ffff_0000), None);
         assert_eq!(found(1), None);
     }

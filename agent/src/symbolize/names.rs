@@ -37,12 +37,17 @@ impl FileNames {
             .enable_inlined_fns(with_lines)
             .enable_demangling(false)
             .build();
-        Self { symbolizer, with_lines }
+        Self {
+            symbolizer,
+            with_lines,
+        }
     }
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
-        let Some(path) = binary.open_path() else { return unnamed(addrs) };
+        let Some(path) = binary.open_path() else {
+            return unnamed(addrs);
+        };
         let mut found = self.find_in(path, binary, addrs);
         // A stripped file may have its symbols installed beside it.
         if found.iter().any(Option::is_none)
@@ -60,7 +65,10 @@ impl FileNames {
     fn find_in(&self, path: PathBuf, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
         let mut elf = source::Elf::new(path);
         elf.debug_syms = self.with_lines;
-        match self.symbolizer.symbolize(&source::Source::Elf(elf), Input::VirtOffset(addrs)) {
+        match self
+            .symbolizer
+            .symbolize(&source::Source::Elf(elf), Input::VirtOffset(addrs))
+        {
             Ok(found) => found.iter().map(|symbol| named(symbol, binary)).collect(),
             Err(error) => {
                 tracing::debug!(path = %binary.path, %error, "no symbols");
@@ -83,7 +91,9 @@ fn separate_debug_file(build_id: &[u8]) -> Option<PathBuf> {
 }
 
 fn named(symbolized: &Symbolized<'_>, binary: &KnownBinary) -> Option<Named> {
-    let Symbolized::Sym(symbol) = symbolized else { return None };
+    let Symbolized::Sym(symbol) = symbolized else {
+        return None;
+    };
     let (_, language) = demangle(&symbol.name);
     let kind = match language {
         Language::Rust => FrameKind::Rust,
@@ -93,7 +103,10 @@ fn named(symbolized: &Symbolized<'_>, binary: &KnownBinary) -> Option<Named> {
         }
         Language::Cpp | Language::Unknown => FrameKind::Native,
     };
-    Some(Named { kind, lines: lines(symbol) })
+    Some(Named {
+        kind,
+        lines: lines(symbol),
+    })
 }
 
 /// blazesym lists inlined functions from the outside in, each with the place in itself.
@@ -114,5 +127,11 @@ fn line(symbol: &str, place: Option<&CodeInfo<'_>>) -> Line {
     let file = place.map(|place| place.to_path().to_string_lossy().into());
     let number = place.and_then(|place| place.line).unwrap_or(0);
     let column = place.and_then(|place| place.column).map_or(0, u32::from);
-    Line { function, system_name, file, line: number, column }
+    Line {
+        function,
+        system_name,
+        file,
+        line: number,
+        column,
+    }
 }

@@ -23,7 +23,9 @@ pub fn normalize(
     let is_in_kernel = sample.kernel_frames().len() > 0;
     for (depth, addr) in sample.kernel_frames().enumerate() {
         let addr = RuntimeAddr(addr);
-        frames.push(RawFrame::Kernel(if depth == 0 { addr } else { addr.lookup_addr() }.0));
+        frames.push(RawFrame::Kernel(
+            if depth == 0 { addr } else { addr.lookup_addr() }.0,
+        ));
     }
     let pid = sample.header.pid;
     let now_mono_ns = sample.header.header.time_mono_ns;

@@ -45,8 +45,11 @@ pub struct Context<'a> {
 pub fn profile(samples: &Samples, context: &Context<'_>) -> Profile {
     let mut builder = Builder::new(context);
     builder.profile.frames = builder.frames(samples);
-    let stacks: Vec<_> =
-        samples.stacks.iter().map(|stack| builder.stack(stack, samples)).collect();
+    let stacks: Vec<_> = samples
+        .stacks
+        .iter()
+        .map(|stack| builder.stack(stack, samples))
+        .collect();
     builder.add_samples(samples, &stacks);
     builder.profile
 }
@@ -72,8 +75,12 @@ impl<'a> Builder<'a> {
         let start_wall_ns = context.clock.wall_of_mono(context.start_mono_ns);
         // One nanosecond more, because the window's end is not part of it.
         let duration_ns = context.end_mono_ns.saturating_sub(context.start_mono_ns) + 1;
-        let profile =
-            Profile { start_wall_ns, duration_ns, rate_hz: context.rate_hz, ..Profile::default() };
+        let profile = Profile {
+            start_wall_ns,
+            duration_ns,
+            rate_hz: context.rate_hz,
+            ..Profile::default()
+        };
         Self {
             context,
             profile,
@@ -114,7 +121,10 @@ impl<'a> Builder<'a> {
         for (process, wanted) in anonymous {
             self.name_anonymous(process, &wanted, &mut frames);
         }
-        frames.into_iter().map(|frame| frame.expect("every kind of frame was named")).collect()
+        frames
+            .into_iter()
+            .map(|frame| frame.expect("every kind of frame was named"))
+            .collect()
     }
 
     fn name_file(
@@ -135,9 +145,13 @@ impl<'a> Builder<'a> {
         for ((&(slot, _), &addr), found) in wanted.iter().zip(&addrs).zip(names.find(known, &addrs))
         {
             frames[slot] = Some(match found {
-                Some(Named { kind, lines }) => {
-                    Frame { kind, binary: Some(at), addr, lines, is_named: true }
-                }
+                Some(Named { kind, lines }) => Frame {
+                    kind,
+                    binary: Some(at),
+                    addr,
+                    lines,
+                    is_named: true,
+                },
                 None => unnamed(FrameKind::Native, Some(at), &name, addr),
             });
         }
@@ -196,10 +210,18 @@ impl<'a> Builder<'a> {
         let binary = self.add_binary(Binary {
             kind: BinaryKind::Kernel,
             path: module.name.as_str().into(),
-            build_id: if at == 0 { kernel_build_id() } else { Vec::new() },
+            build_id: if at == 0 {
+                kernel_build_id()
+            } else {
+                Vec::new()
+            },
             go_build_id: Arc::default(),
             htlhash: None,
-            segments: vec![Segment { start: 0, end, file_offset: 0 }],
+            segments: vec![Segment {
+                start: 0,
+                end,
+                file_offset: 0,
+            }],
         });
         self.modules.insert(at, binary);
         binary
@@ -212,7 +234,9 @@ impl<'a> Builder<'a> {
         frames: &mut [Option<Frame>],
     ) {
         let file = self.context.table.perf_map(process);
-        let map = file.and_then(|file| PerfMap::parse(file).ok()).unwrap_or_default();
+        let map = file
+            .and_then(|file| PerfMap::parse(file).ok())
+            .unwrap_or_default();
         for &(slot, addr) in wanted {
             frames[slot] = Some(match map.find(crate::model::RuntimeAddr(addr)) {
                 Some(name) => Frame {
@@ -240,21 +264,31 @@ impl<'a> Builder<'a> {
             frame if frame.is_named => frame.lines.last().map_or("", |line| &line.function),
             _ => "",
         });
-        let last_two = [outermost.next().unwrap_or(""), outermost.next().unwrap_or("")];
+        let last_two = [
+            outermost.next().unwrap_or(""),
+            outermost.next().unwrap_or(""),
+        ];
         let is_rooted = !code.is_empty() && is_rooted(stop, last_two);
         let is_named = code.iter().all(|&at| frame(at).is_named);
         let kept = if is_rooted { code } else { stack };
         let frames = kept.iter().map(|&at| FrameIdx(at)).collect();
         self.profile.stacks.push(Stack { frames, is_rooted });
         let at = StackIdx(self.profile.stacks.len() as u32 - 1);
-        BuiltStack { at, is_rooted, is_named, cut: (!is_rooted).then(|| cut_reason(stop)) }
+        BuiltStack {
+            at,
+            is_rooted,
+            is_named,
+            cut: (!is_rooted).then(|| cut_reason(stop)),
+        }
     }
 
     fn add_samples(&mut self, samples: &Samples, stacks: &[BuiltStack]) {
         let threads: Vec<_> = samples.threads.iter().map(|key| self.thread(key)).collect();
         let mut quality = Quality::default();
-        let (start, end) =
-            (self.profile.start_wall_ns, self.profile.start_wall_ns + self.profile.duration_ns);
+        let (start, end) = (
+            self.profile.start_wall_ns,
+            self.profile.start_wall_ns + self.profile.duration_ns,
+        );
         for (key, times) in &samples.times_mono_ns {
             let stack = &stacks[key.stack as usize];
             let count = times.len() as u64;
@@ -282,9 +316,17 @@ impl<'a> Builder<'a> {
 
     fn thread(&mut self, key: &ThreadKey) -> ThreadIdx {
         let process = self.process(key.process);
-        let end = key.name.iter().position(|&byte| byte == 0).unwrap_or(COMM_BYTES);
+        let end = key
+            .name
+            .iter()
+            .position(|&byte| byte == 0)
+            .unwrap_or(COMM_BYTES);
         let name = String::from_utf8_lossy(&key.name[..end]).into();
-        self.profile.threads.push(Thread { process, tid: key.tid, name });
+        self.profile.threads.push(Thread {
+            process,
+            tid: key.tid,
+            name,
+        });
         ThreadIdx(self.profile.threads.len() as u32 - 1)
     }
 
@@ -310,18 +352,36 @@ impl<'a> Builder<'a> {
 }
 
 fn plain_line(name: &str) -> Line {
-    Line { function: name.into(), system_name: None, file: None, line: 0, column: 0 }
+    Line {
+        function: name.into(),
+        system_name: None,
+        file: None,
+        line: 0,
+        column: 0,
+    }
 }
 
 /// A frame that only its address can tell from others: `module+0xoffset`.
 fn unnamed(kind: FrameKind, binary: Option<BinaryIdx>, module: &str, addr: u64) -> Frame {
     let lines = vec![plain_line(&format!("{module}+{addr:#x}"))];
-    Frame { kind, binary, addr, lines, is_named: false }
+    Frame {
+        kind,
+        binary,
+        addr,
+        lines,
+        is_named: false,
+    }
 }
 
 fn note(stop: StopReason) -> Frame {
     let lines = vec![plain_line(&format!("[{}]", cut_reason(stop)))];
-    Frame { kind: FrameKind::Note, binary: None, addr: 0, lines, is_named: true }
+    Frame {
+        kind: FrameKind::Note,
+        binary: None,
+        addr: 0,
+        lines,
+        is_named: true,
+    }
 }
 
 /// How the reason for a cut stack is shown, in brackets in a stack. A chain of frame pointers that
@@ -354,7 +414,8 @@ fn parse_build_id_note(mut notes: &[u8]) -> Option<&[u8]> {
     let padded = |len: u32| (len as usize).checked_next_multiple_of(4);
     loop {
         let (head, rest) = notes.split_first_chunk::<12>()?;
-        let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word =
+            |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (name_len, desc_len, kind) = (word(0), word(4), word(8));
         let (name, rest) = rest.split_at_checked(padded(name_len)?)?;
         let description = rest.get(..desc_len as usize)?;
@@ -372,9 +433,10 @@ mod tests {
     #[test]
     fn build_id_is_found_behind_other_notes() {
         let mut notes = Vec::new();
-        for (name, kind, description) in
-            [(&b"Linux\0\0\0"[..], 1_u32, &[9, 9, 9, 0][..]), (b"GNU\0", 3, &[1, 2, 3, 4])]
-        {
+        for (name, kind, description) in [
+            (&b"Linux\0\0\0"[..], 1_u32, &[9, 9, 9, 0][..]),
+            (b"GNU\0", 3, &[1, 2, 3, 4]),
+        ] {
             let name_len = name.iter().position(|&b| b == 0).unwrap() as u32 + 1;
             for word in [name_len, description.len() as u32, kind] {
                 notes.extend(word.to_ne_bytes());

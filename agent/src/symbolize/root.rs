@@ -49,7 +49,10 @@ mod tests {
         assert!(is_rooted(StopReason::Root, ["_start", "__libc_start_main"]));
         assert!(is_rooted(StopReason::Root, ["runtime.goexit", "main.main"]));
         assert!(is_rooted(StopReason::NoUnwindTable, ["", "main"]));
-        assert!(is_rooted(StopReason::NoUserStack, ["ret_from_fork_asm", ""]));
+        assert!(is_rooted(
+            StopReason::NoUserStack,
+            ["ret_from_fork_asm", ""]
+        ));
     }
 
     #[test]

@@ -29,14 +29,19 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     } else {
         return 0;
     };
-    let Some(child_pid) = read_kernel::<u32>(child + offset_of!(task_tgid)) else { return 0 };
+    let Some(child_pid) = read_kernel::<u32>(child + offset_of!(task_tgid)) else {
+        return 0;
+    };
     if child_pid == parent_pid {
         return 0; // A thread.
     }
     if TARGETS.insert(child_pid, inherited, 0).is_err() {
         count(Counter::TargetsFull);
     } else {
-        debug!(&ctx, "process {} follows its parent {}", child_pid, parent_pid);
+        debug!(
+            &ctx,
+            "process {} follows its parent {}", child_pid, parent_pid
+        );
     }
     0
 }

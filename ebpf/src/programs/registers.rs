@@ -25,9 +25,17 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         };
     }
     #[cfg(bpf_target_arch = "x86_64")]
-    let registers = Registers { ip: read!(rip), sp: read!(rsp), fp: read!(rbp) };
+    let registers = Registers {
+        ip: read!(rip),
+        sp: read!(rsp),
+        fp: read!(rbp),
+    };
     #[cfg(bpf_target_arch = "aarch64")]
-    let registers = Registers { ip: read!(pc), sp: read!(sp), fp: read!(regs[29]) };
+    let registers = Registers {
+        ip: read!(pc),
+        sp: read!(sp),
+        fp: read!(regs[29]),
+    };
     registers
 }
 
@@ -41,8 +49,16 @@ pub fn saved() -> Option<Registers> {
     };
     let regs = read_kernel::<pt_regs>(address)?;
     #[cfg(bpf_target_arch = "x86_64")]
-    let registers = Registers { ip: regs.rip, sp: regs.rsp, fp: regs.rbp };
+    let registers = Registers {
+        ip: regs.rip,
+        sp: regs.rsp,
+        fp: regs.rbp,
+    };
     #[cfg(bpf_target_arch = "aarch64")]
-    let registers = Registers { ip: regs.pc, sp: regs.sp, fp: regs.regs[29] };
+    let registers = Registers {
+        ip: regs.pc,
+        sp: regs.sp,
+        fp: regs.regs[29],
+    };
     Some(registers)
 }

@@ -67,7 +67,9 @@ fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, cpu: u32) -> StopReason {
             None | Some(0) => return StopReason::NoUserStack,
             Some(_) => {}
         }
-        let Some(registers) = saved() else { return StopReason::NoRegisters };
+        let Some(registers) = saved() else {
+            return StopReason::NoRegisters;
+        };
         if registers.ip == 0 || is_kernel(registers.ip) {
             return StopReason::NoUserStack;
         }
@@ -81,7 +83,11 @@ fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
     const BYTES: usize = MAX_KERNEL_FRAMES * 8;
     // SAFETY: the frames are the first of FRAME_SLOTS, more than MAX_KERNEL_FRAMES.
     let bytes = unsafe {
-        kernel_stack(ctx.as_ptr(), (&raw mut scratch.record.frames).cast(), BYTES as u32)
+        kernel_stack(
+            ctx.as_ptr(),
+            (&raw mut scratch.record.frames).cast(),
+            BYTES as u32,
+        )
     };
     if bytes <= 0 {
         count(Counter::KernelStackFailed);
@@ -125,8 +131,7 @@ pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
         let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
         scratch.record.frames[slot] = scratch.registers.ip;
         sample.user_frames += 1;
-        let step =
-            step_frame_pointer(&mut scratch.registers, &mut scratch.window, &mut UserMemory);
+        let step = step_frame_pointer(&mut scratch.registers, &mut scratch.window, &mut UserMemory);
         if let Step::Stop(reason) = step {
             return reason as u32;
         }
@@ -138,7 +143,8 @@ pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
 fn submit(scratch: &mut Scratch) {
     let frames = scratch.record.sample.kernel_frames + scratch.record.sample.user_frames;
     // The mask is for the verifier: the number of frames never reaches FRAME_SLOTS * 2.
-    let bytes = size_of::<SampleHeader>() as u32 + (frames & (FRAME_SLOTS as u32 * 2 - 1)).min(FRAME_SLOTS as u32) * 8;
+    let bytes = size_of::<SampleHeader>() as u32
+        + (frames & (FRAME_SLOTS as u32 * 2 - 1)).min(FRAME_SLOTS as u32) * 8;
     scratch.record.sample.header.total_bytes = bytes;
     // SAFETY: the record is larger than `bytes`.
     if !unsafe { send((&raw const scratch.record).cast(), u64::from(bytes)) } {

@@ -1,0 +1,416 @@
+//! The few bpf(2) and perf_event_open(2) calls that aya offers no way to make: programs written as
+//! bare instructions, and maps and events that exist only to learn whether the kernel has them.
+//!
+//! In: instructions and descriptions. Out: file descriptors that undo everything when dropped.
+//! Structures follow `include/uapi/linux/bpf.h` and `perf_event.h`; the kernel takes a shorter
+//! structure than its own and reads the rest as zero.
+
+#![allow(unsafe_code, reason = "system calls that neither std nor aya wraps")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const BPF_BTF_LOAD: libc::c_int = 18;
+
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+/// `_IOW('$', 8, __u32)`.
+const PERF_EVENT_IOC_SET_BPF: libc::Ioctl = 0x4004_2408;
+/// `disabled`, the first bit of the flags of `perf_event_attr`.
+const PERF_DISABLED: u64 = 1;
+/// `exclude_kernel`, the sixth.
+const PERF_EXCLUDE_KERNEL: u64 = 1 << 5;
+
+/// Bytes for the verifier's words: it needs few for programs of a handful of instructions.
+const LOG_BYTES: usize = 16 << 10;
+
+/// One BPF instruction as the kernel reads it (`struct bpf_insn`, little endian).
+pub type Instruction = u64;
+
+/// Builds an instruction from its fields.
+#[must_use]
+pub const fn instruction(code: u8, dst: u8, src: u8, offset: i16, imm: i32) -> Instruction {
+    code as u64
+        | (dst as u64) << 8
+        | (src as u64) << 12
+        | (offset as u16 as u64) << 16
+        | (imm as u32 as u64) << 32
+}
+
+/// A program to load.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// `BPF_PROG_TYPE_*`.
+    pub kind: u32,
+    /// `BPF_TRACE_*`, 0 where the type has none.
+    pub attach_type: u32,
+    /// BTF id of the kernel's function or trace point, 0 where the type has none.
+    pub attach_btf_id: u32,
+    /// The code.
+    pub instructions: &'a [Instruction],
+}
+
+/// Why a program was not loaded.
+#[derive(Debug)]
+pub struct LoadError {
+    /// What bpf(2) returned.
+    pub error: io::Error,
+    /// What the verifier said; empty when the program did not get that far.
+    pub log: String,
+}
+
+/// A map to create.
+#[derive(Clone, Copy, Debug)]
+pub struct Map<'a> {
+    /// `BPF_MAP_TYPE_*`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_bytes: u32,
+    /// Bytes of a value.
+    pub value_bytes: u32,
+    /// How many entries; bytes for a ring buffer.
+    pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+    /// BTF in which type 1 describes both key and value, for map types that demand it.
+    pub btf: Option<BorrowedFd<'a>>,
+}
+
+/// An event to open. None of them is ever enabled here.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The CPU clock, sampled every so many nanoseconds.
+    CpuClock {
+        /// Nanoseconds between two samples.
+        period_ns: u64,
+    },
+    /// Cycles of user code, counted by the CPU itself.
+    Cycles,
+    /// A trace point.
+    Tracepoint {
+        /// Its number in tracefs.
+        id: u64,
+    },
+    /// A probe at the first instruction of a kernel function.
+    Kprobe {
+        /// Number of the `kprobe` event source.
+        source: u32,
+        /// Name of the function.
+        function: &'a CStr,
+    },
+    /// A probe in a file.
+    Uprobe {
+        /// Number of the `uprobe` event source.
+        source: u32,
+        /// The file.
+        path: &'a CStr,
+        /// Where in the file.
+        offset: u64,
+    },
+}
+
+/// What an event watches.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope {
+    /// Everything that runs on this CPU.
+    Cpu(u32),
+    /// The calling thread, on any CPU.
+    ThisThread,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
+    map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+const _: () = assert!(size_of::<MapCreateAttr>() == 60);
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+}
+const _: () = assert!(size_of::<ProgLoadAttr>() == 112);
+
+#[repr(C)]
+struct RawTracepointAttr {
+    name: u64,
+    prog_fd: u32,
+    _pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BtfLoadAttr {
+    btf: u64,
+    log_buf: u64,
+    btf_size: u32,
+    log_size: u32,
+    log_level: u32,
+    _pad: u32,
+}
+
+/// `struct perf_event_attr` up to `config2` (`PERF_ATTR_SIZE_VER1`).
+#[repr(C)]
+#[derive(Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    config1: u64,
+    config2: u64,
+}
+const _: () = assert!(size_of::<PerfEventAttr>() == 72);
+
+/// Loads a program under a GPL-compatible licence.
+///
+/// # Errors
+///
+/// What bpf(2) returned, and the verifier's log.
+pub fn load_program(program: &Program<'_>) -> Result<OwnedFd, LoadError> {
+    let mut log = vec![0_u8; LOG_BYTES];
+    let attr = ProgLoadAttr {
+        prog_type: program.kind,
+        expected_attach_type: program.attach_type,
+        attach_btf_id: program.attach_btf_id,
+        insn_cnt: program.instructions.len() as u32,
+        insns: program.instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 1,
+        log_size: LOG_BYTES as u32,
+        log_buf: log.as_mut_ptr() as u64,
+        ..ProgLoadAttr::default()
+    };
+    // SAFETY: the instructions, the licence and the log outlive the call, their lengths are
+    // theirs, and the kernel writes to the log alone.
+    let loaded = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    loaded.map_err(|error| {
+        let text = log.split(|byte| *byte == 0).next().unwrap_or_default();
+        LoadError {
+            error,
+            log: String::from_utf8_lossy(text).into_owned(),
+        }
+    })
+}
+
+/// Lifts this process's limit of locked memory, which BPF maps count against before Linux 5.11.
+///
+/// # Errors
+///
+/// What setrlimit(2) returned: it takes `CAP_SYS_RESOURCE`.
+pub fn lift_memlock() -> io::Result<()> {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the structure outlives the call, which only reads it.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Creates a map.
+///
+/// # Errors
+///
+/// What bpf(2) returned.
+pub fn create_map(map: &Map<'_>) -> io::Result<OwnedFd> {
+    let type_id = u32::from(map.btf.is_some());
+    let attr = MapCreateAttr {
+        map_type: map.kind,
+        key_size: map.key_bytes,
+        value_size: map.value_bytes,
+        max_entries: map.max_entries,
+        map_flags: map.flags,
+        btf_fd: map.btf.map_or(0, |btf| btf.as_raw_fd() as u32),
+        btf_key_type_id: type_id,
+        btf_value_type_id: type_id,
+        ..MapCreateAttr::default()
+    };
+    // SAFETY: the structure holds no pointers.
+    unsafe { bpf(BPF_MAP_CREATE, &attr) }
+}
+
+/// Loads type information.
+///
+/// # Errors
+///
+/// What bpf(2) returned.
+pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let attr = BtfLoadAttr {
+        btf: btf.as_ptr() as u64,
+        btf_size: btf.len() as u32,
+        ..BtfLoadAttr::default()
+    };
+    // SAFETY: the bytes outlive the call and their length is theirs.
+    unsafe { bpf(BPF_BTF_LOAD, &attr) }
+}
+
+/// Attaches a program to a raw trace point: the one named, or for a program that was loaded for
+/// one (`tp_btf`, `fentry`) that one.
+///
+/// # Errors
+///
+/// What bpf(2) returned.
+pub fn attach_raw(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
+    let attr = RawTracepointAttr {
+        name: name.map_or(0, |name| name.as_ptr() as u64),
+        prog_fd: program.as_raw_fd() as u32,
+        _pad: 0,
+    };
+    // SAFETY: the name outlives the call and ends in a zero byte.
+    unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &attr) }
+}
+
+/// Opens an event, disabled.
+///
+/// # Errors
+///
+/// What perf_event_open(2) returned.
+pub fn open_event(event: Event<'_>, scope: Scope) -> io::Result<OwnedFd> {
+    let attr = event_attr(event);
+    let (pid, cpu): (libc::pid_t, libc::c_int) = match scope {
+        Scope::Cpu(cpu) => (-1, cpu as libc::c_int),
+        Scope::ThisThread => (0, -1),
+    };
+    let no_group: libc::c_int = -1;
+    // SAFETY: the structure says its own size, and the strings it may point to are borrowed for
+    // longer than the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            pid,
+            cpu,
+            no_group,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    owned(result)
+}
+
+/// Makes an event run a program.
+///
+/// # Errors
+///
+/// What ioctl(2) returned.
+pub fn attach_to_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: this request takes a file descriptor by value and touches no memory of ours.
+    let result = unsafe {
+        libc::ioctl(
+            event.as_raw_fd(),
+            PERF_EVENT_IOC_SET_BPF,
+            program.as_raw_fd(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn event_attr(event: Event<'_>) -> PerfEventAttr {
+    const PERF_TYPE_HARDWARE: u32 = 0;
+    const PERF_TYPE_SOFTWARE: u32 = 1;
+    const PERF_TYPE_TRACEPOINT: u32 = 2;
+    let base = PerfEventAttr {
+        size: size_of::<PerfEventAttr>() as u32,
+        flags: PERF_DISABLED,
+        ..PerfEventAttr::default()
+    };
+    // `config` 0 is the CPU clock among software events and cycles among hardware events.
+    match event {
+        Event::CpuClock { period_ns } => PerfEventAttr {
+            kind: PERF_TYPE_SOFTWARE,
+            sample_period: period_ns,
+            ..base
+        },
+        Event::Cycles => PerfEventAttr {
+            kind: PERF_TYPE_HARDWARE,
+            flags: PERF_DISABLED | PERF_EXCLUDE_KERNEL,
+            ..base
+        },
+        Event::Tracepoint { id } => PerfEventAttr {
+            kind: PERF_TYPE_TRACEPOINT,
+            config: id,
+            sample_period: 1,
+            ..base
+        },
+        Event::Kprobe { source, function } => PerfEventAttr {
+            kind: source,
+            config1: function.as_ptr() as u64,
+            ..base
+        },
+        Event::Uprobe {
+            source,
+            path,
+            offset,
+        } => PerfEventAttr {
+            kind: source,
+            config1: path.as_ptr() as u64,
+            config2: offset,
+            ..base
+        },
+    }
+}
+
+/// Calls bpf(2) with one of the commands that return a file descriptor.
+///
+/// # Safety
+///
+/// `attr` is the structure of `command`, and what its pointers point to is valid during the call.
+unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller vouches for the structure; its size is passed along.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    owned(result)
+}
+
+/// The file descriptor a system call just returned, or its error.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+}
