@@ -6,6 +6,8 @@
 
 use hotspan_abi::{limits::WINDOW_WORDS, records::StopReason};
 
+use crate::verifier::opaque;
+
 /// Reads the memory of the process that is being unwound.
 pub trait ReadMemory {
     /// Fills `words` from `addr` on; false when any of it cannot be read.
@@ -58,8 +60,7 @@ impl Window {
             self.start = addr;
             index = 0;
         }
-        // The mask repeats what the comparison above says, in the form the verifier understands.
-        let index = index as usize;
+        let index = opaque(index) as usize;
         Some((
             self.words[index & (WINDOW_WORDS - 1)],
             self.words[(index + 1) & (WINDOW_WORDS - 1)],
