@@ -130,6 +130,9 @@ impl Recording {
         for &pid in &self.plan.pids {
             self.account.add_running(pid);
         }
+        for pid in self.cgroup_processes() {
+            self.account.add_running(pid);
+        }
         self.start_mono_ns = now_mono_ns();
         self.capture.start()?;
         // What runs already is looked up while the first samples come in.
@@ -137,6 +140,13 @@ impl Recording {
             self.table.scan_all(&mut self.binaries);
         }
         Ok(())
+    }
+
+    fn cgroup_processes(&self) -> Vec<u32> {
+        match &self.plan.settings.target {
+            Target::Cgroup(cgroup) => cgroup.processes(),
+            Target::All | Target::Pids => Vec::new(),
+        }
     }
 
     /// Starts the command that is recorded: the kernel side follows it from its first instruction,
@@ -295,7 +305,7 @@ impl Recording {
     pub fn finish(mut self) -> Result<Profile> {
         let end_mono_ns = now_mono_ns();
         self.read();
-        for pid in self.table.pids() {
+        for pid in self.table.pids().chain(self.cgroup_processes()) {
             self.account.add_started(pid, 0);
         }
         let used_ns = self.account.close();

@@ -70,6 +70,24 @@ impl Cgroup {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         find_in(path, &parse_mounts(&mounts))
     }
+
+    /// The processes in the cgroup and in all below it, as of now.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        let mut directories = vec![self.path.clone()];
+        while let Some(directory) = directories.pop() {
+            let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            directories.extend(
+                entries
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        pids
+    }
 }
 
 fn find_in(path: &Path, hierarchies: &[Hierarchy]) -> Result<Cgroup, CgroupError> {

@@ -1,7 +1,8 @@
 //! How much CPU time the targets used while they were sampled.
 //!
 //! A live process has a clock of its own, which counts its ended threads too. A process that ended
-//! has left the CPU time of each of its threads in the exit events.
+//! has left the CPU time of each of its threads in the exit events. A cgroup whose controller keeps
+//! no account is the sum of its processes.
 
 use rustc_hash::FxHashMap;
 
@@ -46,9 +47,9 @@ impl CpuAccount {
             Target::All => Self::Host {
                 start_ns: cpu_time::of_host().unwrap_or(0),
             },
-            Target::Cgroup(cgroup) => Self::Cgroup {
-                cgroup: cgroup.clone(),
-                start_ns: cpu_time::of_cgroup(cgroup).unwrap_or(0),
+            Target::Cgroup(cgroup) => match cpu_time::of_cgroup(cgroup) {
+                Some(start_ns) => Self::Cgroup { cgroup: cgroup.clone(), start_ns },
+                None => Self::Processes(FxHashMap::default()),
             },
             Target::Pids => Self::Processes(FxHashMap::default()),
         }

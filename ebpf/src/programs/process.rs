@@ -10,7 +10,7 @@ use hotspan_abi::{
     },
 };
 
-use super::target::target_flags;
+use super::target::{is_target, target_flags};
 use crate::{
     kernel_calls::{count, current_pid_tid, now_mono_ns, read_kernel, send},
     maps::{TARGET_MODE, TARGETS, offset_of},
@@ -68,12 +68,12 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let (pid, tid) = current_pid_tid();
-    let is_followed = target_flags(pid) & TARGET_SAMPLE != 0;
+    let is_followed = TARGET_MODE.load() != TargetMode::All as u32 && is_target(pid);
     // The count of live threads is taken down before this tracepoint: zero means the last one.
     let is_last = read_kernel::<u64>(task + offset_of!(task_signal))
         .and_then(|signal| read_kernel::<i32>(signal + offset_of!(signal_live)))
         == Some(0);
-    if is_followed || (is_last && TARGET_MODE.load() != TargetMode::Pids as u32) {
+    if is_followed || (is_last && TARGET_MODE.load() == TargetMode::All as u32) {
         report(RecordKind::Exit, task, pid, tid, is_last);
     }
     if is_last {
