@@ -159,7 +159,8 @@ pub fn check_prebuilt() -> Result<String> {
                 record.object
             );
         }
-        if digest::of_file(&folder.join(&record.object))? != record.object_sha256 {
+        let object = digest::of_file(&folder.join(&record.object)).context(fix.clone())?;
+        if object != record.object_sha256 {
             bail!(
                 "ebpf/prebuilt/{} is not the file that DIGEST describes; {fix} and commit what it writes",
                 record.object

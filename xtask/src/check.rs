@@ -8,7 +8,7 @@ mod license;
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 use crate::steps::Steps;
 use crate::{build_ebpf, command, workspace};
@@ -32,14 +32,12 @@ pub fn add_steps(steps: &mut Steps) {
 }
 
 fn format() -> Result<String> {
-    command::output(workspace::cargo().args(["fmt", "--version"]))
-        .context("rustfmt is not installed: run `rustup component add rustfmt`")?;
+    need("fmt", "rustfmt")?;
     quiet(workspace::cargo().args(["fmt", "--all", "--check"]))
 }
 
 fn lints() -> Result<String> {
-    command::output(workspace::cargo().args(["clippy", "--version"]))
-        .context("clippy is not installed: run `rustup component add clippy`")?;
+    need("clippy", "clippy")?;
     quiet(
         workspace::cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])
@@ -63,6 +61,14 @@ fn unit_tests() -> Result<String> {
             .args(["--locked", "--quiet"]),
     )?;
     Ok(format!("{} passed", count_passed(&output)))
+}
+
+/// Fails when cargo lacks a subcommand, which rustup's smallest profile leaves out.
+fn need(subcommand: &str, component: &str) -> Result<()> {
+    if command::output(workspace::cargo().args([subcommand, "--version"])).is_err() {
+        bail!("{component} is not installed: run `rustup component add {component}`");
+    }
+    Ok(())
 }
 
 fn quiet(command: &mut Command) -> Result<String> {

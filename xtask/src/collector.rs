@@ -44,6 +44,8 @@ pub fn make() -> Result<PathBuf> {
                 .arg(fresh.join("otelcol"))
                 .arg(".")
                 .env("CGO_ENABLED", "0")
+                // Set for an installed Go, it would be wrong for a fetched one.
+                .env_remove("GOROOT")
                 .current_dir(workspace::root().join("xtask/collector")),
         )
         .map(drop)

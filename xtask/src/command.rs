@@ -21,7 +21,7 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
         "{} failed ({}):\n{}",
         shown(command),
         output.status,
-        written(&output)
+        written(&output).trim_end()
     )
 }
 

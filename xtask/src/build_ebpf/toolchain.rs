@@ -141,14 +141,18 @@ impl Toolchain {
 
     fn look_at(rustc: &Path) -> Result<Self> {
         let shown = rustc.display();
-        let version = command::text(Command::new(rustc).arg("-vV"))?;
+        // `cargo run` sets a library path, on which another release of this compiler would find
+        // the parts of the one that compiled us, and take that one's folder for its own.
+        let ask = |args: &[&str]| {
+            let mut command = Command::new(rustc);
+            command::text(command.args(args).env_remove("LD_LIBRARY_PATH"))
+        };
+        let version = ask(&["-vV"])?;
         let fact = |key: &str| {
             let value = version.lines().find_map(|line| line.strip_prefix(key));
             value.map(|value| value.trim().to_owned())
         };
-        let sysroot = PathBuf::from(command::text(
-            Command::new(rustc).args(["--print", "sysroot"]),
-        )?);
+        let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?);
         let llvm = fact("LLVM version:").with_context(|| format!("{shown} has no LLVM"))?;
         let release = fact("release:").with_context(|| format!("{shown} is no rustc"))?;
         if llvm.split('.').next() != Some(LLVM_MAJOR) {
@@ -196,15 +200,22 @@ impl Toolchain {
                 "PATH",
                 env::join_paths(folders.chain(env::split_paths(&path)))?,
             )
-            .env("RUSTC", &self.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
             .env_remove("RUSTFLAGS")
             .env_remove("RUSTC_WRAPPER")
             .env_remove("RUSTC_WORKSPACE_WRAPPER");
-        if !self.uses_debian_llvm() {
+        self.set_compiler(&mut cargo);
+        Ok(cargo)
+    }
+
+    /// Makes `cargo` compile with this compiler, and bpf-linker find this compiler's LLVM.
+    fn set_compiler(&self, cargo: &mut Command) {
+        cargo.env("RUSTC", &self.rustc);
+        if self.uses_debian_llvm() {
+            cargo.env_remove("LD_LIBRARY_PATH");
+        } else {
             cargo.env("LD_LIBRARY_PATH", self.sysroot.join("lib"));
         }
-        Ok(cargo)
     }
 
     /// LLVM's objcopy; the one of GNU does not know eBPF.
@@ -247,7 +258,7 @@ impl Toolchain {
             if self.uses_debian_llvm() {
                 cargo.env("LLVM_PREFIX", DEBIAN_LLVM);
             } else {
-                cargo.env("RUSTC", &self.rustc);
+                self.set_compiler(&mut cargo);
             }
             command::output(&mut cargo).map(drop)
         })?;
