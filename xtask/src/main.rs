@@ -1,1 +1,49 @@
-fn main() {}
+//! The project's own commands: `cargo xtask VERB`.
+//!
+//! One file per verb, each with a `run` that does it. What the verbs share is about this
+//! workspace ([`workspace`]), other programs ([`command`]), the steps of a long run ([`steps`])
+//! and Debian's packages ([`debian`]).
+//!
+//! To add a verb: write `NAME.rs` with `run`, and give it a line in [`Verb`] and in `main`.
+
+mod build_ebpf;
+mod check;
+mod collector;
+mod command;
+mod debian;
+mod steps;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Verb {
+    /// Compile the kernel side from source and write ebpf/prebuilt.
+    BuildEbpf(build_ebpf::Args),
+    /// Formatting, lints, layers, dependency audit, docs and unit tests; needs no root.
+    Check,
+    /// Everything: check, the eBPF object from source, live tests on this kernel; needs root.
+    Test(test::Args),
+    /// Build the pinned OpenTelemetry Collector into the cache, and print its path.
+    Collector,
+}
+
+fn main() -> ExitCode {
+    let result = match Verb::parse() {
+        Verb::BuildEbpf(args) => build_ebpf::run(&args),
+        Verb::Check => check::run(),
+        Verb::Test(args) => test::run(&args),
+        Verb::Collector => collector::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
