@@ -6,6 +6,8 @@
 //! To add a format: write `export/NAME.rs` with a `write` function, and give it a line in
 //! [`FORMATS`]. Nothing else changes.
 
+#[cfg(test)]
+mod fixture;
 pub mod flamegraph;
 pub mod folded;
 pub mod otlp_profiles;
