@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Sample CPUs, and write flame graphs, pprof files or OTLP profiles
-    Record(record::Args),
+    Record(Box<record::Args>),
     /// Say what this kernel and these rights allow, and how to get what is lacking
     Doctor(doctor::Args),
 }

@@ -48,7 +48,10 @@ impl CpuAccount {
                 start_ns: cpu_time::of_host().unwrap_or(0),
             },
             Target::Cgroup(cgroup) => match cpu_time::of_cgroup(cgroup) {
-                Some(start_ns) => Self::Cgroup { cgroup: cgroup.clone(), start_ns },
+                Some(start_ns) => Self::Cgroup {
+                    cgroup: cgroup.clone(),
+                    start_ns,
+                },
                 None => Self::Processes(FxHashMap::default()),
             },
             Target::Pids => Self::Processes(FxHashMap::default()),

@@ -106,7 +106,7 @@ impl ElfFacts {
     pub fn addr_of_offset(&self, offset: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
             let into = offset.checked_sub(segment.file_offset)?;
-            (into < segment.end - segment.start).then_some(segment.start + into)
+            (into < segment.end - segment.start).then(|| segment.start + into)
         })
     }
 }
