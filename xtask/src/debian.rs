@@ -56,7 +56,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     if !is_root() {
         bail!("missing packages: run `sudo {}`", install_command(packages));
     }
-    println!("installing {}", packages.join(" "));
+    eprintln!("installing {}", packages.join(" "));
     command::output(apt_get().arg("update"))?;
     command::output(
         apt_get()

@@ -112,6 +112,7 @@ fn live_tests(object: &Path, filter: &[String]) -> Result<Command> {
         .args([
             "test",
             "--package=hotspan-tests",
+            "--tests",
             "--locked",
             "--no-fail-fast",
         ])

@@ -246,7 +246,7 @@ impl Toolchain {
             version, feature, ..
         } = *self.linker;
         workspace::make_once(&self.linker_folder()?, "bin/bpf-linker", |fresh| {
-            println!("building bpf-linker {version}, which takes a minute");
+            eprintln!("building bpf-linker {version}, which takes a minute");
             let mut cargo = workspace::cargo();
             cargo
                 .args(["install", "bpf-linker", "--locked", "--quiet"])

@@ -13,7 +13,7 @@ use crate::workspace;
 use source::Source;
 
 /// Each module of the agent, in the order data flows, and the modules it may use of the others.
-/// Tests are held to it too.
+/// Tests are held to this table too, but not to those below: they may run a server of their own.
 #[rustfmt::skip]
 const LAYERS: &[(&str, &[&str])] = &[
     ("model",     &[]),
@@ -259,6 +259,7 @@ mod tests {
     fn tests_may_run_a_server_of_their_own() {
         let text = "mod tests { use aya::Ebpf; fn f() { thread::spawn(g) } }";
         check("export/otlp_send.rs", text, &[]);
+        check("export/otlp_send/tests.rs", "use aya::Ebpf;", &[]);
     }
 
     #[test]

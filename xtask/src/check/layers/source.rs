@@ -15,7 +15,7 @@ struct Token<'a> {
     line: usize,
     /// How many inline modules (`mod tests { … }`) it is in.
     inline_depth: usize,
-    /// Whether one of them is called `tests`.
+    /// Whether one of them, or one that the file is in, is called `tests`.
     is_test: bool,
 }
 
@@ -33,6 +33,9 @@ impl<'a> Source<'a> {
         }
         let mut tokens = tokenize(text);
         mark_inline_modules(&mut tokens);
+        if module.contains(&"tests") {
+            tokens.iter_mut().for_each(|token| token.is_test = true);
+        }
         Self { module, tokens }
     }
 
