@@ -2,6 +2,9 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod diff;
+mod flamegraph;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,7 +23,10 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Flamegraph(flamegraph::Args),
+    Diff(diff::Args),
+}
 
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +37,10 @@ pub struct UsageError(pub String);
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result: anyhow::Result<ExitCode> = match cli.command {};
+    let result: anyhow::Result<ExitCode> = match cli.command {
+        Command::Flamegraph(args) => flamegraph::run(&args),
+        Command::Diff(args) => diff::run(&args),
+    };
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -161,6 +161,18 @@ impl Folded {
             .fold(0, |sum, weight| sum.saturating_add(*weight))
     }
 
+    /// The same stacks with weights that add up to about `total`.
+    #[must_use]
+    pub fn scaled_to(&self, total: u64) -> Self {
+        let factor = total as f64 / self.total().max(1) as f64;
+        let scale = |weight: &u64| (*weight as f64 * factor).round() as u64;
+        let stacks = self.stacks.iter();
+        Self {
+            stacks: stacks.map(|(s, w)| (s.clone(), scale(w))).collect(),
+            kinds: self.kinds.clone(),
+        }
+    }
+
     /// Writes one line per stack, sorted by text.
     pub fn write_text(&self, w: &mut dyn Write) -> io::Result<()> {
         for (stack, weight) in &self.stacks {

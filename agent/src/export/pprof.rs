@@ -327,7 +327,7 @@ mod tests {
     use super::*;
     use crate::export::fixture;
 
-    fn text<'a>(message: &'a Message, index: i64) -> &'a str {
+    fn text(message: &Message, index: i64) -> &str {
         &message.string_table[index as usize]
     }
 
