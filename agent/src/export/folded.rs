@@ -113,7 +113,7 @@ fn is_rust(name: &str) -> bool {
     ];
     let is_trait_method = name.starts_with('<') && name.contains(">::");
     let is_of_core = name.starts_with("core::") || name.starts_with("alloc::");
-    if is_of_core || is_trait_method || name.contains("::{") {
+    if is_of_core || is_trait_method || name.contains("{closure") || name.contains("{impl#") {
         return true;
     }
     match name.strip_prefix("std::") {
@@ -403,6 +403,7 @@ node;_start;LazyCompile:~render app.js:10_[j] 4
                 "std::vector<int>::push_back(int&&)",
                 "libc.so.6+0x29d90",
                 "operator<(A const&, B const&)",
+                "run()::{lambda(int)#1}::operator()(int) const",
                 "rocksdb::DBImpl::Get(rocksdb::Slice const&)",
                 "std::thread::_State_impl<int>::_M_run()",
                 "std::vector<int>::push_back",
