@@ -2,8 +2,10 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod diff;
 mod doctor;
 mod duration;
+mod flamegraph;
 mod output;
 mod record;
 
@@ -31,6 +33,10 @@ struct Cli {
 enum Command {
     /// Sample CPUs, and write flame graphs, pprof files or OTLP profiles
     Record(Box<record::Args>),
+    /// Draw a saved profile as a flame graph
+    Flamegraph(flamegraph::Args),
+    /// Draw what differs between two saved profiles
+    Diff(diff::Args),
     /// Say what this kernel and these rights allow, and how to get what is lacking
     Doctor(doctor::Args),
 }
@@ -50,6 +56,8 @@ pub fn main() -> ExitCode {
     start_log(cli.verbose);
     let result: anyhow::Result<ExitCode> = match cli.command {
         Command::Record(args) => record::run(&args),
+        Command::Flamegraph(args) => flamegraph::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -118,7 +118,7 @@ pub fn draw(folded: &Folded, picture: &Picture, w: &mut dyn Write) -> io::Result
         .filter_map(|kind| Some((Shade::of(kind).middle(), label(kind)?)))
         .collect();
     let mut palette = palette(folded);
-    let mut options = options(picture, &legend, &lines);
+    let mut options = options(picture, &legend);
     options.palette_map = Some(&mut palette);
     render(options, &lines, &legend, w)
 }
@@ -146,7 +146,7 @@ pub fn draw_difference(
         .map(|(stack, (before, after))| (stack, format!("{before} {after}")));
     let lines = lines(changes, picture);
     let legend = [(MORE, "more than before"), (LESS, "less")];
-    let mut options = options(picture, &legend, &lines);
+    let mut options = options(picture, &legend);
     // Most frames did not change and are white: the outline makes them boxes.
     options.stroke_color = StrokeColor::Color(Color::new(210, 210, 210));
     render(options, &lines, &legend, w)
@@ -173,11 +173,7 @@ fn lines<'a>(stacks: impl Iterator<Item = (&'a str, String)>, picture: &Picture)
         .collect()
 }
 
-fn options<'a>(
-    picture: &Picture,
-    legend: &[(Color, &str)],
-    lines: &[String],
-) -> flamegraph::Options<'a> {
+fn options<'a>(picture: &Picture, legend: &[(Color, &str)]) -> flamegraph::Options<'a> {
     let mut options = flamegraph::Options::default();
     options.title = safe_text(&picture.title);
     options.subtitle = Some(format!("{}{}", safe_text(&picture.subtitle), plain(legend)));
@@ -189,25 +185,9 @@ fn options<'a>(
         true => Direction::Inverted,
         false => Direction::Straight,
     };
-    options.text_truncate_direction = truncation(lines);
+    // inferno cuts the front off, where C++ names have the function and not its parameters.
+    options.text_truncate_direction = TextTruncateDirection::Right;
     options
-}
-
-/// Which end of a name that does not fit is cut off. What tells Rust, Go and C names apart is at
-/// their end; C++ names end in parameters, and where they are cut at the front nothing of use is
-/// left, so a few of them decide for all.
-fn truncation(lines: &[String]) -> TextTruncateDirection {
-    let elements = lines.iter().flat_map(|line| line.split(';'));
-    let (mut long, mut with_parameters) = (0, 0);
-    for element in elements.filter(|element| element.len() > 24) {
-        long += 1;
-        with_parameters += usize::from(element.ends_with(')') || element.ends_with(") const"));
-    }
-    if with_parameters * 10 > long {
-        TextTruncateDirection::Right
-    } else {
-        TextTruncateDirection::Left
-    }
 }
 
 fn render(

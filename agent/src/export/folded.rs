@@ -66,33 +66,14 @@ impl ElementKind {
     }
 
     /// The kind a name without a mark most likely has. Text does not say the language, but the
-    /// way Go and Rust write their names mostly gives it away; where C++ looks the same it wins.
+    /// way Go and Rust write their names mostly gives it away.
     #[must_use]
     pub fn guess(name: &str) -> Self {
-        const GO: [&str; 5] = ["main.", "runtime.", "sync.", "syscall.", "internal/"];
-        const RUST: [&str; 5] = [
-            "core::",
-            "alloc::",
-            "std::rt::",
-            "std::sys::",
-            "std::thread::",
-        ];
-        let package_path = || {
-            let last = name.rsplit_once('/').map(|(_, last)| last)?;
-            (!name.contains([' ', ':', '+'])).then(|| last.contains('.'))
-        };
         if name.starts_with('[') && name.ends_with(']') {
             Self::Note
-        } else if name.contains(".(*")
-            || GO.iter().any(|start| name.starts_with(start))
-            || package_path() == Some(true)
-        {
+        } else if is_go(name) {
             Self::Go
-        } else if RUST.iter().any(|start| name.starts_with(start))
-            || (name.starts_with('<') && name.contains(">::"))
-            || name.contains("::{closure")
-            || name.contains("::{{closure")
-        {
+        } else if is_rust(name) {
             Self::Rust
         } else {
             Self::Native
@@ -104,6 +85,41 @@ impl ElementKind {
             .iter()
             .find_map(|(kind, mark)| (*kind == self).then_some(*mark))
             .unwrap_or("")
+    }
+}
+
+/// Whether a name has a method of a pointer, a known package, or a path before its package.
+fn is_go(name: &str) -> bool {
+    const PACKAGES: [&str; 5] = ["main.", "runtime.", "sync.", "syscall.", "internal/"];
+    let has_path = || match name.rsplit_once('/') {
+        Some((_, last)) => last.contains('.') && !name.contains([' ', ':', '+']),
+        None => false,
+    };
+    name.contains(".(*") || PACKAGES.iter().any(|p| name.starts_with(p)) || has_path()
+}
+
+/// Whether a name has closures or traits, or a path without the parameters that end C++ names.
+fn is_rust(name: &str) -> bool {
+    const STD: [&str; 9] = [
+        "collections",
+        "fs",
+        "io",
+        "net",
+        "panic",
+        "rt",
+        "sync",
+        "sys",
+        "thread",
+    ];
+    let is_trait_method = name.starts_with('<') && name.contains(">::");
+    let is_of_core = name.starts_with("core::") || name.starts_with("alloc::");
+    if is_of_core || is_trait_method || name.contains("{closure") || name.contains("{impl#") {
+        return true;
+    }
+    match name.strip_prefix("std::") {
+        _ if name.contains('(') => false,
+        Some(rest) => STD.iter().any(|module| rest.starts_with(module)),
+        None => name.contains("::"),
     }
 }
 
@@ -159,6 +175,18 @@ impl Folded {
         self.stacks
             .values()
             .fold(0, |sum, weight| sum.saturating_add(*weight))
+    }
+
+    /// The same stacks with weights that add up to about `total`.
+    #[must_use]
+    pub fn scaled_to(&self, total: u64) -> Self {
+        let factor = total as f64 / self.total().max(1) as f64;
+        let scale = |weight: &u64| (*weight as f64 * factor).round() as u64;
+        let stacks = self.stacks.iter();
+        Self {
+            stacks: stacks.map(|(s, w)| (s.clone(), scale(w))).collect(),
+            kinds: self.kinds.clone(),
+        }
     }
 
     /// Writes one line per stack, sorted by text.
@@ -363,6 +391,8 @@ node;_start;LazyCompile:~render app.js:10_[j] 4
                 "core::ptr::drop_in_place<alloc::string::String>",
                 "<alloc::vec::Vec<T> as core::ops::Drop>::drop",
                 "app::main::{{closure}}",
+                "serde_json::de::Deserializer<R>::parse_value",
+                "std::io::Write::write_all",
             ],
         );
         check(
@@ -373,6 +403,10 @@ node;_start;LazyCompile:~render app.js:10_[j] 4
                 "std::vector<int>::push_back(int&&)",
                 "libc.so.6+0x29d90",
                 "operator<(A const&, B const&)",
+                "run()::{lambda(int)#1}::operator()(int) const",
+                "rocksdb::DBImpl::Get(rocksdb::Slice const&)",
+                "std::thread::_State_impl<int>::_M_run()",
+                "std::vector<int>::push_back",
             ],
         );
         check(ElementKind::Note, &["[truncated]"]);

@@ -11,7 +11,8 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::Options;
-use crate::model::{Frame, Profile, StackIdx};
+use super::pprof::JIT_FILE;
+use crate::model::{Frame, FrameKind, Profile, StackIdx};
 
 /// The schema's address, which also marks a file as speedscope's.
 pub const SCHEMA: &str = "https://www.speedscope.app/file-format-schema.json";
@@ -96,9 +97,10 @@ struct Functions<'a> {
 impl<'a> Functions<'a> {
     /// The functions of a frame, outermost first.
     fn of_frame(&mut self, profile: &'a Profile, frame: &'a Frame) -> Vec<usize> {
-        let binary = frame
-            .binary
-            .map(|index| &*profile.binaries[index.at()].path);
+        let binary = match frame.binary {
+            Some(index) => Some(&*profile.binaries[index.at()].path),
+            None => (frame.kind == FrameKind::Jit).then_some(JIT_FILE),
+        };
         let lines = frame.lines.iter().rev();
         lines
             .map(|line| {

@@ -138,9 +138,7 @@ fn complaints_about(path: &Path, text: &str) -> Vec<String> {
             complaints.push(format!("{} {name} may be used in {homes} alone", at(line)));
         }
     }
-    // A file of tests may play the other side: a server, say.
-    let may_be_concurrent = CONCURRENT.contains(&layer) || path.ends_with("tests.rs");
-    for pattern in CONCURRENCY.iter().filter(|_| !may_be_concurrent) {
+    for pattern in CONCURRENCY.iter().filter(|_| !CONCURRENT.contains(&layer)) {
         for line in source.occurrences(pattern) {
             let homes = CONCURRENT.join(", ");
             complaints.push(format!(
