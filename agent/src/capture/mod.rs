@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{PerfEvent, RawTracePoint},
+    programs::{PerfEvent, ProgramError, RawTracePoint},
 };
 use hotspan_abi::{
     counters::{COUNTERS, Counter},
@@ -275,9 +275,27 @@ fn attach_raw_tracepoint(programs: &mut Ebpf, tracepoint: &str) -> Result<()> {
         .program_mut(name)
         .with_context(|| format!("the eBPF object has no program {name}"))?
         .try_into()?;
-    program.load()?;
+    program.load().map_err(|error| refused(name, error))?;
     program.attach(tracepoint)?;
     Ok(())
+}
+
+/// One sentence about a program the kernel did not take. What its verifier says is long, and for
+/// us alone: it goes to the log.
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    let reason = match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            tracing::debug!(program = name, %verifier_log, "the verifier refused a program");
+            io_error.into()
+        }
+        other => anyhow!(other),
+    };
+    reason.context(format!(
+        "the kernel refused the program {name}; `hotspan doctor` tells what this kernel lacks"
+    ))
 }
 
 fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<Sampler>> {
@@ -285,9 +303,7 @@ fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<
         .program_mut("sample")
         .context("the eBPF object has no program sample")?
         .try_into()?;
-    program
-        .load()
-        .context("the kernel refused the sampling program")?;
+    program.load().map_err(|error| refused("sample", error))?;
     let fd = program.fd()?;
     cpus.iter()
         .map(|&cpu| Sampler::open(cpu, rate_hz, fd.as_fd()))

@@ -68,8 +68,7 @@ struct Sampled {
 
 /// The perf map of a process, looked for once code made at run time was sampled.
 enum PerfMap {
-    NotLookedFor,
-    Absent,
+    Absent { looked_mono_ns: u64 },
     Open(File),
 }
 
@@ -82,7 +81,8 @@ pub struct ProcessTable {
     pub lost_records: u64,
 }
 
-const RESCAN_NS: u64 = 1_000_000_000;
+/// What was not found in `/proc` is looked for again after this long.
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 
 impl ProcessTable {
     /// An empty table.
@@ -220,7 +220,7 @@ impl ProcessTable {
         let identity = process.identity.clone();
         self.sampled.push(Sampled {
             identity,
-            perf_map: PerfMap::NotLookedFor,
+            perf_map: PerfMap::Absent { looked_mono_ns: 0 },
         });
         id
     }
@@ -243,7 +243,7 @@ impl ProcessTable {
             return Found::Nowhere;
         };
         let mut mapping = process.mappings.find(addr).copied();
-        let is_due = now_mono_ns.saturating_sub(process.scanned_mono_ns) > RESCAN_NS;
+        let is_due = now_mono_ns.saturating_sub(process.scanned_mono_ns) > LOOK_AGAIN_NS;
         if mapping.is_none() && !process.has_exited && is_due {
             process.scanned_mono_ns = now_mono_ns;
             process.scan_mappings(binaries);
@@ -257,24 +257,32 @@ impl ProcessTable {
                 Found::File(id, (addr - mapping.start).wrapping_add(mapping.file_offset))
             }
             Code::Anonymous => {
-                self.look_for_perf_map(pid);
+                self.look_for_perf_map(pid, now_mono_ns);
                 Found::Anonymous
             }
         }
     }
 
-    fn look_for_perf_map(&mut self, pid: u32) {
+    /// Opens the perf map while the process lives. Run times write it some time after their first
+    /// code, so an absent one is looked for again, but not too often.
+    fn look_for_perf_map(&mut self, pid: u32, now_mono_ns: u64) {
         let id = self.running.get(&pid).and_then(|process| process.sampled);
         let Some(sampled) = id.and_then(|ProcessId(id)| self.sampled.get_mut(id as usize)) else {
             return;
         };
-        if matches!(sampled.perf_map, PerfMap::NotLookedFor) {
-            let ns_pid = proc_files::ns_pid(pid).unwrap_or(pid);
-            sampled.perf_map = match super::perf_map_file::open_perf_map(pid, ns_pid) {
-                Some(file) => PerfMap::Open(file),
-                None => PerfMap::Absent,
-            };
+        let PerfMap::Absent { looked_mono_ns } = sampled.perf_map else {
+            return;
+        };
+        if now_mono_ns.saturating_sub(looked_mono_ns) <= LOOK_AGAIN_NS {
+            return;
         }
+        let ns_pid = proc_files::ns_pid(pid).unwrap_or(pid);
+        sampled.perf_map = match super::perf_map_file::open_perf_map(pid, ns_pid) {
+            Some(file) => PerfMap::Open(file),
+            None => PerfMap::Absent {
+                looked_mono_ns: now_mono_ns,
+            },
+        };
     }
 
     /// What a profile says about a sampled process.
@@ -288,7 +296,7 @@ impl ProcessTable {
     pub fn perf_map(&self, ProcessId(id): ProcessId) -> Option<&File> {
         match &self.sampled[id as usize].perf_map {
             PerfMap::Open(file) => Some(file),
-            PerfMap::NotLookedFor | PerfMap::Absent => None,
+            PerfMap::Absent { .. } => None,
         }
     }
 }

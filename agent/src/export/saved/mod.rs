@@ -9,7 +9,7 @@
 //! nothing.
 //!
 //! To add a format: write `saved/NAME.rs` with a `parse` function, and give it a line in
-//! [`READERS`].
+//! `READERS`.
 
 mod otlp;
 mod pprof;
