@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::UsageError;
-use super::flamegraph::{base_name, picture, read_profile, write_output};
+use super::flamegraph::{base_name, picture, read_profile};
+use super::output::Output;
 use crate::export::flamegraph::draw_difference;
 use crate::export::folded::Folded;
 
@@ -33,6 +34,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     check(args)?;
+    let mut output = Output::prepare(&args.output)?;
     let before = read_profile(&args.before)?;
     let after = read_profile(&args.after)?;
     if before.unit != after.unit && !args.normalize {
@@ -65,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         &picture(title, subtitle, &after.unit),
         &mut svg,
     )?;
-    write_output(&args.output, &svg)?;
+    output.write(|out| out.write_all(&svg))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,13 +1,13 @@
 //! `hotspan flamegraph`: draws a saved profile, or turns it into folded stacks.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use regex::Regex;
 
 use super::UsageError;
+use super::output::Output;
 use crate::export::flamegraph::{Picture, draw};
 use crate::export::folded::{ElementKind, Folded};
 use crate::export::saved::{self, Saved, Unit};
@@ -39,6 +39,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let is_picture = is_picture(&args.output)?;
     let filter = args.filter.as_deref().map(parse_filter).transpose()?;
+    let mut output = Output::prepare(&args.output)?;
     let mut saved = read_profile(&args.input)?;
     let mut subtitle = saved.facts();
     if let Some(filter) = filter {
@@ -66,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         saved.folded.write_text(&mut bytes)?;
     }
-    write_output(&args.output, &bytes)?;
+    output.write(|out| out.write_all(&bytes))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -150,21 +151,10 @@ pub(super) fn picture(title: &str, subtitle: String, unit: &Unit) -> Picture {
     }
 }
 
-/// Writes a finished file, or standard output for `-`.
-pub(super) fn write_output(path: &str, bytes: &[u8]) -> anyhow::Result<()> {
-    if path != "-" {
-        return fs::write(path, bytes)
-            .with_context(|| format!("cannot write {path}; name another file with -o"));
-    }
-    match io::stdout().lock().write_all(bytes) {
-        // Whoever read it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write to standard output"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn args(input: &str, output: &str) -> Args {

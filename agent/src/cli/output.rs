@@ -1,4 +1,4 @@
-//! Output files: checked before a capture starts, and written so that nothing half-made is left.
+//! Output files: checked before work starts, and written so that nothing half-made is left.
 #![allow(unsafe_code)] // Ownership of the written file.
 
 use std::{
