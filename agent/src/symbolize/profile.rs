@@ -44,11 +44,11 @@ pub struct Context<'a> {
 #[must_use]
 pub fn profile(samples: &Samples, context: &Context<'_>) -> Profile {
     let mut builder = Builder::new(context);
-    builder.profile.frames = builder.frames(samples);
+    let mut frames = builder.frames(samples);
     let stacks: Vec<_> = samples
         .stacks
         .iter()
-        .map(|stack| builder.stack(stack, samples))
+        .map(|stack| builder.stack(stack, samples, &mut frames))
         .collect();
     builder.add_samples(samples, &stacks);
     builder.profile
@@ -60,6 +60,22 @@ struct BuiltStack {
     is_rooted: bool,
     is_named: bool,
     cut: Option<&'static str>,
+}
+
+/// A frame of the window with its names, and its position in the profile once a stack uses it: the
+/// mark of a cut is left out where the stack turns out to be complete.
+struct NamedFrame {
+    frame: Frame,
+    position: Option<FrameIdx>,
+}
+
+impl NamedFrame {
+    fn position(&mut self, profile: &mut Profile) -> FrameIdx {
+        *self.position.get_or_insert_with(|| {
+            profile.frames.push(self.frame.clone());
+            FrameIdx(profile.frames.len() as u32 - 1)
+        })
+    }
 }
 
 struct Builder<'a> {
@@ -90,8 +106,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Names all frames of the window, in its order, so that their positions are the profile's.
-    fn frames(&mut self, samples: &Samples) -> Vec<Frame> {
+    /// Names all frames of the window, in its order.
+    fn frames(&mut self, samples: &Samples) -> Vec<NamedFrame> {
         let mut frames: Vec<Option<Frame>> = vec![None; samples.frames.len()];
         let mut by_file: BTreeMap<BinaryId, Vec<(usize, u64)>> = BTreeMap::new();
         let mut kernel = Vec::new();
@@ -121,9 +137,12 @@ impl<'a> Builder<'a> {
         for (process, wanted) in anonymous {
             self.name_anonymous(process, &wanted, &mut frames);
         }
-        frames
-            .into_iter()
-            .map(|frame| frame.expect("every kind of frame was named"))
+        let named = frames.into_iter();
+        named
+            .map(|frame| NamedFrame {
+                frame: frame.expect("every kind of frame was named"),
+                position: None,
+            })
             .collect()
     }
 
@@ -251,7 +270,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn stack(&mut self, stack: &[u32], samples: &Samples) -> BuiltStack {
+    fn stack(&mut self, stack: &[u32], samples: &Samples, named: &mut [NamedFrame]) -> BuiltStack {
         let (code, stop) = match stack.split_last() {
             Some((&last, code)) => match samples.frames[last as usize] {
                 RawFrame::Cut(stop) => (code, stop),
@@ -259,7 +278,7 @@ impl<'a> Builder<'a> {
             },
             None => (stack, StopReason::NoUserStack),
         };
-        let frame = |at: u32| &self.profile.frames[at as usize];
+        let frame = |at: u32| &named[at as usize].frame;
         let mut outermost = code.iter().rev().map(|&at| match frame(at) {
             frame if frame.is_named => frame.lines.last().map_or("", |line| &line.function),
             _ => "",
@@ -271,7 +290,10 @@ impl<'a> Builder<'a> {
         let is_rooted = !code.is_empty() && is_rooted(stop, last_two);
         let is_named = code.iter().all(|&at| frame(at).is_named);
         let kept = if is_rooted { code } else { stack };
-        let frames = kept.iter().map(|&at| FrameIdx(at)).collect();
+        let frames = kept
+            .iter()
+            .map(|&at| named[at as usize].position(&mut self.profile))
+            .collect();
         self.profile.stacks.push(Stack { frames, is_rooted });
         let at = StackIdx(self.profile.stacks.len() as u32 - 1);
         BuiltStack {
