@@ -1,10 +1,20 @@
-//! One step of user-stack unwinding, over any memory.
+//! User-stack unwinding, one frame at a time, over any memory and any tables.
+//!
+//! A step takes the registers of one frame and makes them those of its caller. By a table where the
+//! code has one; by the frame pointer where it has none, never instead of a table, because
+//! compilers leave the frame pointer out of leaf functions even where they keep it elsewhere.
 //!
 //! The stack is read through a [`Window`]: one read of 1 KiB costs about as much as one of eight
-//! bytes, and serves many frames. A step takes the registers of one frame and makes them those of
-//! its caller.
+//! bytes, and serves many frames.
 
-use hotspan_abi::{limits::WINDOW_WORDS, records::StopReason};
+use hotspan_abi::{
+    limits::WINDOW_WORDS,
+    records::StopReason,
+    unwind::{
+        BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping, PAGE_BYTES,
+        ProcessTable, ROW_SEARCH_STEPS, Rule, WideRule, row_addr, row_rule,
+    },
+};
 
 use crate::verifier::opaque;
 
@@ -12,8 +22,21 @@ use crate::verifier::opaque;
 pub trait ReadMemory {
     /// Fills `words` from `addr` on; false when any of it cannot be read.
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool;
-    /// Reads two neighbouring words; the way out when a whole window crosses the stack's end.
-    fn read_pair(&mut self, addr: u64, pair: &mut [u64; 2]) -> bool;
+    /// Reads one word; the way out when a whole window crosses the stack's end.
+    fn read_word(&mut self, addr: u64) -> Option<u64>;
+}
+
+/// The unwind tables, as [`hotspan_abi::unwind`] lays them out.
+pub trait Tables {
+    /// A word of the space; 0 outside of it.
+    fn word(&self, index: u32) -> u32;
+    /// Two neighbouring words, the first in the lower half; 0 outside of the space. For places where
+    /// small code matters more than speed.
+    fn pair(&self, index: u32) -> u64 {
+        u64::from(self.word(index)) | u64::from(self.word(index.wrapping_add(1))) << 32
+    }
+    /// A wide rule.
+    fn wide(&self, index: u32) -> Option<WideRule>;
 }
 
 /// The registers that unwinding needs.
@@ -45,26 +68,19 @@ impl Window {
         words: [0; WINDOW_WORDS],
     };
 
-    /// The two words at `addr`, which must be a multiple of eight.
+    /// The word at `addr`, which must be a multiple of eight.
     #[inline(always)]
-    pub fn pair<M: ReadMemory>(&mut self, addr: u64, memory: &mut M) -> Option<(u64, u64)> {
+    pub fn word<M: ReadMemory>(&mut self, addr: u64, memory: &mut M) -> Option<u64> {
         let mut index = addr.wrapping_sub(self.start) >> 3;
-        if self.start == 0 || index >= (WINDOW_WORDS - 1) as u64 {
+        if self.start == 0 || index >= WINDOW_WORDS as u64 {
             if !memory.read_words(addr, &mut self.words) {
                 self.start = 0;
-                let mut pair = [0; 2];
-                return memory
-                    .read_pair(addr, &mut pair)
-                    .then_some((pair[0], pair[1]));
+                return memory.read_word(addr);
             }
             self.start = addr;
             index = 0;
         }
-        let index = opaque(index) as usize;
-        Some((
-            self.words[index & (WINDOW_WORDS - 1)],
-            self.words[(index + 1) & (WINDOW_WORDS - 1)],
-        ))
+        Some(self.words[opaque(index) as usize & (WINDOW_WORDS - 1)])
     }
 }
 
@@ -77,207 +93,257 @@ pub enum Step {
     Stop(StopReason),
 }
 
+/// A stack that is being unwound.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Unwinder {
+    /// The registers of the frame we are at.
+    pub registers: Registers,
+    /// What is known of the process; no mappings for one that is not known.
+    pub process: ProcessTable,
+    /// The mapping that was used last.
+    pub mapping: Mapping,
+    /// 1 when the instruction pointer is no return address: in a leaf, or where a signal hit.
+    pub is_exact: u32,
+    _pad: u32,
+    /// The part of the stack that was read last.
+    pub window: Window,
+}
+
 /// First address that cannot be a user's on x86-64 or arm64 with 48-bit addresses.
 const USER_END: u64 = 1 << 48;
 
-/// Goes to the caller by the frame pointer: it points at the saved frame pointer of the caller,
-/// and the return address lies above it (System V ABI for x86-64, §3.2.2; AAPCS64, §6.4.6).
-#[inline(always)]
-pub fn step_frame_pointer<M: ReadMemory>(
-    registers: &mut Registers,
-    window: &mut Window,
-    memory: &mut M,
-) -> Step {
-    let frame = registers.fp;
-    if frame == 0 {
-        return Step::Stop(StopReason::Root);
-    }
-    // The stack grows down: a frame below the stack pointer, or not aligned, is some other value
-    // that the compiler keeps in this register.
-    if frame < registers.sp || frame & 7 != 0 || frame >= USER_END {
-        return Step::Stop(StopReason::NoUnwindTable);
-    }
-    let Some((caller_fp, return_address)) = window.pair(frame, memory) else {
-        return Step::Stop(StopReason::StackReadFailed);
-    };
-    if return_address == 0 {
-        return Step::Stop(StopReason::Root);
-    }
-    if return_address >= USER_END {
-        return Step::Stop(StopReason::NoUnwindTable);
-    }
-    registers.ip = return_address;
-    registers.sp = frame + 16;
-    registers.fp = caller_fp;
-    Step::Caller
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::vec::Vec;
-
-    /// Words from `base` on; everything else cannot be read.
-    struct Memory {
-        base: u64,
-        words: Vec<u64>,
-        reads: usize,
+impl Unwinder {
+    /// Starts at a leaf with these registers.
+    #[inline(always)]
+    pub fn start(&mut self, registers: Registers, process: ProcessTable) {
+        self.registers = registers;
+        self.process = process;
+        self.mapping.start = 0;
+        self.mapping.end = 0;
+        self.is_exact = 1;
+        self.window.start = 0;
     }
 
-    impl Memory {
-        fn copy(&mut self, addr: u64, out: &mut [u64]) -> bool {
-            self.reads += 1;
-            let Some(first) = addr
-                .checked_sub(self.base)
-                .map(|bytes| (bytes / 8) as usize)
-            else {
-                return false;
-            };
-            let Some(words) = self.words.get(first..first.saturating_add(out.len())) else {
-                return false;
-            };
-            out.copy_from_slice(words);
-            true
+    /// The address to look the frame up with: inside the call instruction for a return address,
+    /// because a call can be the last instruction of its function.
+    #[inline(always)]
+    fn lookup_addr(&self) -> u64 {
+        self.registers
+            .ip
+            .wrapping_sub(u64::from(1 - (self.is_exact & 1)))
+    }
+
+    /// Whether the frame we are at lies in the mapping that was used last.
+    #[inline(always)]
+    pub fn is_in_mapping(&self) -> bool {
+        let addr = self.lookup_addr();
+        self.mapping.start <= addr && addr < self.mapping.end
+    }
+
+    /// The rule for the frame we are at, which lies in the mapping that was used last.
+    #[inline(always)]
+    pub fn find_rule<T: Tables>(&self, tables: &T) -> Rule {
+        if self.mapping.pages == Mapping::NO_TABLE {
+            return Rule::FRAME_POINTER;
         }
+        find_row(&self.mapping, self.lookup_addr(), tables)
     }
 
-    impl ReadMemory for Memory {
-        fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
-            self.copy(addr, words)
-        }
-        fn read_pair(&mut self, addr: u64, pair: &mut [u64; 2]) -> bool {
-            self.copy(addr, pair)
-        }
-    }
-
-    const BASE: u64 = 0x7fff_0000_0000;
-
-    /// A chain of `depth` frames of `frame_words` words, the last with a zero frame pointer.
-    fn chain(depth: usize, frame_words: usize) -> Memory {
-        let mut words = std::vec![0; depth * frame_words + 2];
-        for i in 0..depth {
-            let at = i * frame_words;
-            words[at] = if i + 1 == depth {
-                0
+    /// Finds the mapping of the frame we are at by halving: the last that starts at or below it.
+    /// False when it lies in none that is known.
+    #[inline(always)]
+    pub fn find_mapping<T: Tables>(&mut self, tables: &T) -> bool {
+        let addr = self.lookup_addr();
+        let base = self.process.mappings;
+        let (mut low, mut high) = (0, self.process.count);
+        for _ in 0..=MAX_MAPPINGS.trailing_zeros() {
+            if low >= high {
+                break;
+            }
+            let middle = (low + high) >> 1;
+            if tables.pair(base.wrapping_add(middle.wrapping_mul(MAPPING_WORDS))) <= addr {
+                low = middle + 1;
             } else {
-                BASE + ((at + frame_words) * 8) as u64
-            };
-            words[at + 1] = 0x40_0000 + i as u64;
-        }
-        Memory {
-            base: BASE,
-            words,
-            reads: 0,
-        }
-    }
-
-    fn walk(mut registers: Registers, memory: &mut Memory) -> (Vec<u64>, StopReason) {
-        let mut window = Window::EMPTY;
-        let mut ips = Vec::new();
-        for _ in 0..10_000 {
-            match step_frame_pointer(&mut registers, &mut window, memory) {
-                Step::Caller => ips.push(registers.ip),
-                Step::Stop(reason) => return (ips, reason),
+                high = middle;
             }
         }
-        panic!("a chain of frames never ended");
-    }
-
-    fn start() -> Registers {
-        Registers {
-            ip: 0x40_1234,
-            sp: BASE,
-            fp: BASE,
+        if low == 0 {
+            return false;
         }
-    }
-
-    #[test]
-    fn chain_is_walked_to_its_zero_frame_pointer() {
-        let (ips, reason) = walk(start(), &mut chain(400, 4));
-        assert_eq!(ips, (0..400).map(|i| 0x40_0000 + i).collect::<Vec<_>>());
-        assert_eq!(reason, StopReason::Root);
-    }
-
-    #[test]
-    fn one_read_serves_many_frames() {
-        let mut memory = chain(31, 4);
-        memory.words.resize(1024, 0);
-        walk(start(), &mut memory);
-        assert_eq!(memory.reads, 1);
-    }
-
-    #[test]
-    fn end_of_the_stack_is_read_in_small_pieces() {
-        // The chain is shorter than a window, so that no whole window can be read.
-        let (ips, reason) = walk(start(), &mut chain(3, 4));
-        assert_eq!((ips.len(), reason), (3, StopReason::Root));
-    }
-
-    #[test]
-    fn unreadable_frame_stops_with_its_reason() {
-        let registers = Registers {
-            fp: BASE + (1 << 20),
-            ..start()
+        let at = base.wrapping_add((low - 1).wrapping_mul(MAPPING_WORDS));
+        let pages = tables.pair(at.wrapping_add(6));
+        self.mapping = Mapping {
+            start: tables.pair(at),
+            end: tables.pair(at.wrapping_add(2)),
+            pages_start: tables.pair(at.wrapping_add(4)),
+            pages: pages as u32,
+            page_count: (pages >> 32) as u32,
         };
-        assert_eq!(
-            walk(registers, &mut chain(3, 4)),
-            (Vec::new(), StopReason::StackReadFailed)
-        );
+        addr < self.mapping.end
     }
 
-    #[test]
-    fn frame_pointer_that_goes_down_or_is_odd_is_none() {
-        for fp in [BASE - 8, BASE + 4, 1, u64::MAX - 7] {
-            let registers = Registers { fp, ..start() };
-            assert_eq!(
-                walk(registers, &mut chain(3, 4)),
-                (Vec::new(), StopReason::NoUnwindTable)
-            );
+    /// Goes to the caller by `rule`.
+    #[inline(always)]
+    pub fn step<M: ReadMemory, T: Tables>(
+        &mut self,
+        rule: Rule,
+        memory: &mut M,
+        tables: &T,
+    ) -> Step {
+        match rule.kind() {
+            Rule::FROM_SP | Rule::FROM_FP => {
+                let registers = &self.registers;
+                let base = if rule.kind() == Rule::FROM_SP {
+                    registers.sp
+                } else {
+                    registers.fp
+                };
+                let cfa = base.wrapping_add(rule.cfa_bytes());
+                let fp_at = match rule.fp_bytes() {
+                    0 => 0,
+                    bytes => cfa.wrapping_sub(bytes),
+                };
+                self.pop(cfa, fp_at, memory)
+            }
+            Rule::WIDE => match tables.wide(rule.wide_index()) {
+                Some(wide) => self.step_wide(&wide, memory),
+                None => Step::Stop(StopReason::NoUnwindTable),
+            },
+            _ if rule == Rule::ROOT => Step::Stop(StopReason::Root),
+            _ if rule == Rule::FRAME_POINTER => self.step_frame_pointer(memory),
+            _ if rule == Rule::SIGNAL => self.step_signal(memory),
+            _ if rule == Rule::PLT => {
+                let pushed = if self.registers.ip & 15 >= 11 { 16 } else { 8 };
+                self.pop(self.registers.sp.wrapping_add(pushed), 0, memory)
+            }
+            _ => Step::Stop(StopReason::NoUnwindTable),
         }
     }
 
-    #[test]
-    fn frame_that_points_at_itself_ends() {
-        let mut memory = chain(3, 4);
-        memory.words[0] = BASE;
-        assert_eq!(walk(start(), &mut memory).1, StopReason::NoUnwindTable);
+    #[inline(always)]
+    fn step_wide<M: ReadMemory>(&mut self, rule: &WideRule, memory: &mut M) -> Step {
+        let registers = self.registers;
+        let base = if rule.cfa_base == BASE_FP {
+            registers.fp
+        } else {
+            registers.sp
+        };
+        let mut cfa = base.wrapping_add_signed(rule.cfa_offset as i64);
+        if rule.cfa_is_read != 0 {
+            if cfa & 7 != 0 {
+                return Step::Stop(StopReason::NoUnwindTable);
+            }
+            let Some(read) = self.window.word(cfa, memory) else {
+                return Step::Stop(StopReason::StackReadFailed);
+            };
+            cfa = read.wrapping_add_signed(rule.cfa_addend as i64);
+        }
+        let fp_at = match rule.fp_rule {
+            FP_AT_CFA => cfa.wrapping_add_signed(rule.fp_offset as i64),
+            FP_AT_FP => registers.fp.wrapping_add_signed(rule.fp_offset as i64),
+            _ => 0,
+        };
+        self.pop(cfa, fp_at, memory)
     }
 
-    #[test]
-    fn zero_return_address_is_the_root() {
-        let mut memory = chain(3, 4);
-        memory.words[5] = 0;
-        assert_eq!(
-            walk(start(), &mut memory),
-            (std::vec![0x40_0000], StopReason::Root)
-        );
+    /// Makes the registers those of the caller: the return address is below the CFA, the frame
+    /// pointer at `fp_at` unless that is 0.
+    #[inline(always)]
+    fn pop<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, memory: &mut M) -> Step {
+        // The stack grows down: a caller's frame lies above its callee's.
+        if cfa <= self.registers.sp || (cfa | fp_at) & 7 != 0 || cfa >= USER_END {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        // The saved frame pointer lies lower: read it first, and the window holds both.
+        if fp_at != 0 {
+            let Some(fp) = self.window.word(fp_at, memory) else {
+                return Step::Stop(StopReason::StackReadFailed);
+            };
+            self.registers.fp = fp;
+        }
+        let Some(return_address) = self.window.word(cfa - 8, memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        self.arrive(return_address, cfa)
     }
 
-    #[test]
-    fn any_words_end_within_the_memory() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        for _ in 0..2000 {
-            let words = (0..300)
-                .map(|_| {
-                    seed ^= seed << 13;
-                    seed ^= seed >> 7;
-                    seed ^= seed << 17;
-                    if seed & 3 == 0 {
-                        seed
-                    } else {
-                        BASE + (seed >> 40) % 2400
-                    }
-                })
-                .collect();
-            let (ips, _) = walk(
-                start(),
-                &mut Memory {
-                    base: BASE,
-                    words,
-                    reads: 0,
-                },
-            );
-            assert!(ips.len() <= 300);
+    /// Goes to the caller by the frame pointer: it points at the saved frame pointer of the caller,
+    /// and the return address lies above it (System V ABI for x86-64, §3.2.2; AAPCS64, §6.4.6).
+    #[inline(always)]
+    fn step_frame_pointer<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
+        let frame = self.registers.fp;
+        if frame == 0 {
+            return Step::Stop(StopReason::Root);
+        }
+        // A frame below the stack pointer, or not aligned, is some other value that the compiler
+        // keeps in this register.
+        if frame < self.registers.sp || frame & 7 != 0 || frame >= USER_END {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        self.pop(frame + 16, frame, memory)
+    }
+
+    /// Goes to where a signal hit: in its trampoline the stack pointer is at the `ucontext`, whose
+    /// `uc_mcontext` holds all registers (x86-64, `struct sigcontext`).
+    #[inline(always)]
+    fn step_signal<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
+        const FP: u64 = 120;
+        const SP: u64 = 160;
+        const IP: u64 = 168;
+        let context = self.registers.sp;
+        if context & 7 != 0 {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        let fp = self.window.word(context.wrapping_add(FP), memory);
+        let sp = self.window.word(context.wrapping_add(SP), memory);
+        let ip = self.window.word(context.wrapping_add(IP), memory);
+        let (Some(fp), Some(sp), Some(ip)) = (fp, sp, ip) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        self.registers.fp = fp;
+        let step = self.arrive(ip, sp);
+        self.is_exact = 1;
+        step
+    }
+
+    #[inline(always)]
+    fn arrive(&mut self, ip: u64, sp: u64) -> Step {
+        if ip == 0 {
+            return Step::Stop(StopReason::Root);
+        }
+        if ip >= USER_END {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        self.registers.ip = ip;
+        self.registers.sp = sp;
+        self.is_exact = 0;
+        Step::Caller
+    }
+}
+
+/// The rule for an address in a mapping with a table: the last row at or below it in its page, or
+/// the row before the page's first.
+#[inline(always)]
+fn find_row<T: Tables>(mapping: &Mapping, addr: u64, tables: &T) -> Rule {
+    let into = addr.wrapping_sub(mapping.pages_start);
+    let page = (into / PAGE_BYTES) as u32;
+    if page >= mapping.page_count {
+        return Rule::NONE;
+    }
+    let low_byte = (into % PAGE_BYTES) as u32;
+    let at = mapping.pages.wrapping_add(page);
+    let (mut low, mut high) = (tables.word(at), tables.word(at.wrapping_add(1)));
+    for _ in 0..ROW_SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + ((high - low) >> 1);
+        if row_addr(tables.word(middle)) <= low_byte {
+            low = middle + 1;
+        } else {
+            high = middle;
         }
     }
+    row_rule(tables.word(low.wrapping_sub(1)))
 }

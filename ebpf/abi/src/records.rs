@@ -5,6 +5,10 @@
 
 use crate::limits::{COMM_BYTES, FRAME_SLOTS};
 
+/// Set in a user address that is not a return address but the very instruction that was
+/// interrupted, by a signal: it must not be moved back into a call. No user address has this bit.
+pub const EXACT_ADDRESS: u64 = 1 << 63;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -16,12 +16,12 @@
 /// Bytes of text that one word of the page index stands for.
 pub const PAGE_BYTES: u64 = 256;
 
-/// Words in a segment: 4 MiB. A power of two: indexes are split with a shift and a mask.
-pub const SEGMENT_WORDS: usize = 1 << 20;
+/// Words in a segment: 1 MiB. A power of two: indexes are split with a shift and a mask.
+pub const SEGMENT_WORDS: usize = 1 << 18;
 const _: () = assert!(SEGMENT_WORDS.is_power_of_two());
 
 /// Segments that there can be at most: 256 MiB of tables.
-pub const MAX_SEGMENTS: usize = 64;
+pub const MAX_SEGMENTS: usize = 256;
 
 /// Wide rules that there can be at most.
 pub const MAX_WIDE_RULES: usize = 4096;
@@ -183,6 +183,7 @@ pub const MAPPING_WORDS: u32 = 8;
 
 /// An executable mapping of a process, as eight words: 64-bit fields low word first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Mapping {
     /// First address in the process.
     pub start: u64,

@@ -4,9 +4,10 @@ use aya_ebpf::{EbpfContext, macros::perf_event, programs::PerfEventContext};
 use hotspan_abi::{
     counters::Counter,
     limits::{FRAME_SLOTS, FRAMES_PER_CALL, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, UNWIND_CALLS},
-    records::{RecordHeader, RecordKind, SampleHeader, StopReason},
+    records::{EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, StopReason},
+    unwind::Rule,
 };
-use hotspan_ebpf::unwind::{Step, step_frame_pointer};
+use hotspan_ebpf::unwind::Step;
 
 use super::{
     registers::{interrupted, is_kernel, saved},
@@ -14,10 +15,10 @@ use super::{
 };
 use crate::{
     kernel_calls::{
-        UserMemory, count, cpu, current_comm, current_pid_tid, current_task, kernel_stack,
-        now_mono_ns, read_kernel, send,
+        MapTables, UserMemory, count, cpu, current_comm, current_pid_tid, current_task,
+        kernel_stack, now_mono_ns, read_kernel, send,
     },
-    maps::{KERNEL_STACKS, SCRATCH, Scratch, offset_of},
+    maps::{KERNEL_STACKS, PROCESSES, SCRATCH, Scratch, offset_of},
 };
 
 #[perf_event]
@@ -48,7 +49,7 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
     // SAFETY: the field is 16 bytes of this CPU's slot.
     unsafe { current_comm(&raw mut scratch.record.sample.comm) };
 
-    let stop = walk(&ctx, scratch, cpu);
+    let stop = walk(&ctx, scratch, pid, cpu);
     scratch.record.sample.stop = stop as u32;
     submit(scratch);
     0
@@ -56,9 +57,9 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
 
 /// Fills in both parts of the stack and tells why the user part ends.
 #[inline(always)]
-fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, cpu: u32) -> StopReason {
-    scratch.registers = interrupted(ctx);
-    if is_kernel(scratch.registers.ip) {
+fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32, cpu: u32) -> StopReason {
+    let mut registers = interrupted(ctx);
+    if is_kernel(registers.ip) {
         if KERNEL_STACKS.load() != 0 {
             walk_kernel(ctx, scratch);
         }
@@ -67,14 +68,15 @@ fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, cpu: u32) -> StopReason {
             None | Some(0) => return StopReason::NoUserStack,
             Some(_) => {}
         }
-        let Some(registers) = saved() else {
-            return StopReason::NoRegisters;
-        };
-        if registers.ip == 0 || is_kernel(registers.ip) {
-            return StopReason::NoUserStack;
+        match saved() {
+            None => return StopReason::NoRegisters,
+            Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => return StopReason::NoUserStack,
+            Some(saved) => registers = saved,
         }
-        scratch.registers = registers;
     }
+    // SAFETY: a value that is changed meanwhile is read before or after the change.
+    let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
+    scratch.unwinder.start(registers, process);
     walk_user(cpu)
 }
 
@@ -98,8 +100,8 @@ fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
 
 #[inline(always)]
 fn walk_user(cpu: u32) -> StopReason {
-    for call in 0..UNWIND_CALLS {
-        match unwind_frames(cpu, call as u32) {
+    for _ in 0..UNWIND_CALLS {
+        match unwind_frames(cpu) {
             CONTINUE => {}
             reason => return StopReason::try_from(reason).unwrap_or(StopReason::NoUnwindTable),
         }
@@ -114,29 +116,57 @@ const CONTINUE: u32 = u32::MAX;
 /// and on its own: only numbers cross it, so it finds the state by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
+pub extern "C" fn unwind_frames(cpu: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return StopReason::NoRegisters as u32;
     };
     // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
     let scratch = unsafe { &mut *scratch };
-    if call == 0 {
-        scratch.window.start = 0;
-    }
     for _ in 0..FRAMES_PER_CALL {
         let sample = &mut scratch.record.sample;
         if sample.user_frames >= MAX_USER_FRAMES as u32 {
             return StopReason::Truncated as u32;
         }
         let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
-        scratch.record.frames[slot] = scratch.registers.ip;
+        // The leaf is exact anyway; of the others, those where a signal hit.
+        let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
+        let mark = if is_exact { EXACT_ADDRESS } else { 0 };
+        scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
         sample.user_frames += 1;
-        let step = step_frame_pointer(&mut scratch.registers, &mut scratch.window, &mut UserMemory);
-        if let Step::Stop(reason) = step {
+        let rule = Rule(find_rule(cpu));
+        if let Step::Stop(reason) = scratch.unwinder.step(rule, &mut UserMemory, &MapTables) {
             return reason as u32;
         }
     }
     CONTINUE
+}
+
+/// The rule for the frame that the unwinder is at, in a global function of its own: the search
+/// inside the loop above would be more than the verifier bears.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_rule(cpu: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        return Rule::NONE.0;
+    };
+    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
+    let unwinder = unsafe { &mut (*scratch).unwinder };
+    // Code in no mapping that is known may still keep the frame pointer.
+    if !unwinder.is_in_mapping() && find_mapping(cpu) == 0 {
+        return Rule::FRAME_POINTER.0;
+    }
+    unwinder.find_rule(&MapTables).0
+}
+
+/// Finds the mapping of the frame that the unwinder is at; 0 when it is in none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_mapping(cpu: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        return 0;
+    };
+    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
+    u32::from(unsafe { &mut (*scratch).unwinder }.find_mapping(&MapTables))
 }
 
 #[inline(always)]
