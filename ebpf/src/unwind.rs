@@ -274,14 +274,17 @@ impl Unwinder {
     fn step_frame_pointer<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
         let frame = self.registers.fp;
         if frame == 0 {
-            return Step::Stop(StopReason::Root);
+            return Step::Stop(StopReason::FramePointerEnd);
         }
         // A frame below the stack pointer, or not aligned, is some other value that the compiler
         // keeps in this register.
         if frame < self.registers.sp || frame & 7 != 0 || frame >= USER_END {
             return Step::Stop(StopReason::NoUnwindTable);
         }
-        self.pop(frame + 16, frame, memory)
+        match self.pop(frame + 16, frame, memory) {
+            Step::Stop(StopReason::Root) => Step::Stop(StopReason::FramePointerEnd),
+            step => step,
+        }
     }
 
     /// Goes to where a signal hit: in its trampoline the stack pointer is at the `ucontext`, whose

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_BTF_LOAD: libc::c_int = 18;
@@ -119,6 +120,15 @@ pub enum Scope {
     Cpu(u32),
     /// The calling thread, on any CPU.
     ThisThread,
+}
+
+#[repr(C)]
+struct MapUpdateAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -270,6 +280,31 @@ pub fn create_map(map: &Map<'_>) -> io::Result<OwnedFd> {
     };
     // SAFETY: the structure holds no pointers.
     unsafe { bpf(BPF_MAP_CREATE, &attr) }
+}
+
+/// Puts a map into an array of maps.
+///
+/// # Errors
+///
+/// What bpf(2) returned.
+pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let inner = inner.as_raw_fd();
+    let attr = MapUpdateAttr {
+        map_fd: outer.as_raw_fd() as u32,
+        _pad: 0,
+        key: &raw const index as u64,
+        value: &raw const inner as u64,
+        flags: 0,
+    };
+    let bytes = size_of::<MapUpdateAttr>();
+    // SAFETY: key and value are four bytes each, as the map's are, and outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, bytes) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Loads type information.

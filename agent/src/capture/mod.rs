@@ -9,6 +9,7 @@ mod cgroup;
 mod cpus;
 pub mod features;
 mod perf_event;
+mod tables;
 
 use std::{env, fs, io, os::fd::AsFd};
 
@@ -27,6 +28,7 @@ use hotspan_abi::{
 use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
 use perf_event::{Sampler, SideBand};
+pub use tables::TableMaps;
 
 /// The programs, compiled from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan.bpf.o");
@@ -72,6 +74,8 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
+    /// The unwind tables.
+    pub tables: TableMaps,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     _programs: Ebpf,
 }
@@ -108,7 +112,9 @@ impl Capture {
         let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
+        let tables = TableMaps::take(&mut programs)?;
         Ok(Self {
+            tables,
             samplers,
             side_bands,
             ring,

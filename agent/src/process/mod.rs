@@ -19,6 +19,7 @@ mod vdso;
 pub use account::CpuAccount;
 pub use binary::{Binaries, KnownBinary};
 pub use elf::ElfFacts;
+pub use mapping::{Code, Mapping};
 pub use proc_files::{is_running, threads};
 pub use signal::terminate;
 pub use table::{Found, Identity, ProcessTable, Scope};

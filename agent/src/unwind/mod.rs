@@ -32,3 +32,15 @@ impl TableRule {
     /// No rule is known here.
     pub const NONE: Self = Self::Short(Rule::NONE);
 }
+
+mod store;
+pub mod table;
+pub use store::{Placed, Store, Update};
+
+/// The tables of a file, one for each executable segment that has rules.
+pub fn tables_of_file(
+    _file: &std::fs::File,
+    _segments: &[crate::model::Segment],
+) -> Vec<table::Table> {
+    Vec::new()
+}
