@@ -350,3 +350,381 @@ fn find_row<T: Tables>(mapping: &Mapping, addr: u64, tables: &T) -> Rule {
     }
     row_rule(tables.word(low.wrapping_sub(1)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use hotspan_abi::unwind::{BASE_SP, FP_SAME, row};
+
+    use super::*;
+
+    /// Words from `base` on; everything else cannot be read.
+    struct Memory {
+        base: u64,
+        words: Vec<u64>,
+        reads: usize,
+    }
+
+    impl Memory {
+        fn copy(&mut self, addr: u64, out: &mut [u64]) -> bool {
+            self.reads += 1;
+            let Some(first) = addr
+                .checked_sub(self.base)
+                .map(|bytes| (bytes / 8) as usize)
+            else {
+                return false;
+            };
+            let Some(words) = self.words.get(first..first.saturating_add(out.len())) else {
+                return false;
+            };
+            out.copy_from_slice(words);
+            true
+        }
+    }
+
+    impl ReadMemory for Memory {
+        fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
+            self.copy(addr, words)
+        }
+        fn read_word(&mut self, addr: u64) -> Option<u64> {
+            let mut word = [0];
+            self.copy(addr, &mut word).then_some(word[0])
+        }
+    }
+
+    #[derive(Default)]
+    struct HostTables {
+        words: Vec<u32>,
+        wide: Vec<WideRule>,
+    }
+
+    impl Tables for HostTables {
+        fn word(&self, index: u32) -> u32 {
+            self.words.get(index as usize).copied().unwrap_or(0)
+        }
+        fn wide(&self, index: u32) -> Option<WideRule> {
+            self.wide.get(index as usize).copied()
+        }
+    }
+
+    const STACK: u64 = 0x7fff_0000_0000;
+    const TEXT: u64 = 0x40_0000;
+
+    /// One mapping at [`TEXT`] whose rows are given by offset into it.
+    fn tables(rows: &[(u64, Rule)]) -> (HostTables, ProcessTable) {
+        let page_count = rows
+            .last()
+            .map_or(0, |&(offset, _)| offset / PAGE_BYTES + 1) as u32;
+        let pages = MAPPING_WORDS;
+        let first_row = pages + page_count + 1;
+        let mapping = Mapping {
+            start: TEXT,
+            end: TEXT + u64::from(page_count) * PAGE_BYTES,
+            pages_start: TEXT,
+            pages,
+            page_count,
+        };
+        let mut words = mapping.to_words().to_vec();
+        for page in 0..=u64::from(page_count) {
+            let before = rows
+                .iter()
+                .filter(|&&(offset, _)| offset < page * PAGE_BYTES)
+                .count();
+            words.push(first_row + before as u32);
+        }
+        words.extend(rows.iter().map(|&(offset, rule)| row(offset, rule)));
+        (
+            HostTables {
+                words,
+                wide: Vec::new(),
+            },
+            ProcessTable {
+                mappings: 0,
+                count: 1,
+            },
+        )
+    }
+
+    fn walk(
+        registers: Registers,
+        memory: &mut Memory,
+        tables: &HostTables,
+        process: ProcessTable,
+    ) -> (Vec<u64>, StopReason) {
+        let mut unwinder = Unwinder {
+            registers: Registers::default(),
+            process: ProcessTable::default(),
+            mapping: Mapping::default(),
+            is_exact: 0,
+            _pad: 0,
+            window: Window::EMPTY,
+        };
+        unwinder.start(registers, process);
+        let mut ips = Vec::new();
+        for _ in 0..10_000 {
+            let is_known = unwinder.is_in_mapping() || unwinder.find_mapping(tables);
+            let rule = if is_known {
+                unwinder.find_rule(tables)
+            } else {
+                Rule::FRAME_POINTER
+            };
+            match unwinder.step(rule, memory, tables) {
+                Step::Caller => ips.push(unwinder.registers.ip),
+                Step::Stop(reason) => return (ips, reason),
+            }
+        }
+        panic!("a stack never ended");
+    }
+
+    fn walk_by_frame_pointer(registers: Registers, memory: &mut Memory) -> (Vec<u64>, StopReason) {
+        walk(
+            registers,
+            memory,
+            &HostTables::default(),
+            ProcessTable::default(),
+        )
+    }
+
+    fn from_sp(cfa: i64, fp: i64) -> Rule {
+        Rule::from_register(Rule::FROM_SP, cfa, fp).unwrap()
+    }
+
+    /// A chain of `depth` frames of `frame_words` words, the last with a zero frame pointer.
+    fn chain(depth: usize, frame_words: usize) -> Memory {
+        let mut words = std::vec![0; depth * frame_words + 2];
+        for i in 0..depth {
+            let at = i * frame_words;
+            let next = STACK + ((at + frame_words) * 8) as u64;
+            words[at] = if i + 1 == depth { 0 } else { next };
+            words[at + 1] = 0x10_0000 + i as u64;
+        }
+        Memory {
+            base: STACK,
+            words,
+            reads: 0,
+        }
+    }
+
+    fn start() -> Registers {
+        Registers {
+            ip: 0x10_1234,
+            sp: STACK,
+            fp: STACK,
+        }
+    }
+
+    #[test]
+    fn chain_of_frame_pointers_is_walked_to_its_zero() {
+        let (ips, reason) = walk_by_frame_pointer(start(), &mut chain(400, 4));
+        assert_eq!(ips, (0..400).map(|i| 0x10_0000 + i).collect::<Vec<_>>());
+        assert_eq!(reason, StopReason::FramePointerEnd);
+    }
+
+    #[test]
+    fn one_read_serves_many_frames() {
+        let mut memory = chain(31, 4);
+        memory.words.resize(1024, 0);
+        walk_by_frame_pointer(start(), &mut memory);
+        assert_eq!(memory.reads, 1);
+    }
+
+    #[test]
+    fn unreadable_frame_stops_with_its_reason() {
+        let registers = Registers {
+            fp: STACK + (1 << 20),
+            ..start()
+        };
+        let stopped = walk_by_frame_pointer(registers, &mut chain(3, 4));
+        assert_eq!(stopped, (Vec::new(), StopReason::StackReadFailed));
+    }
+
+    #[test]
+    fn frame_pointer_that_goes_down_or_is_odd_is_none() {
+        for fp in [STACK - 8, STACK + 4, 1, u64::MAX - 7] {
+            let registers = Registers { fp, ..start() };
+            let stopped = walk_by_frame_pointer(registers, &mut chain(3, 4));
+            assert_eq!(stopped, (Vec::new(), StopReason::NoUnwindTable));
+        }
+    }
+
+    #[test]
+    fn each_row_holds_up_to_the_next_across_pages() {
+        let rows = [
+            (0, Rule::NONE),
+            (0x10, from_sp(8, 0)),
+            (0x11, from_sp(16, 16)),
+            (0x3f0, Rule::PLT),
+            (0x400, Rule::ROOT),
+        ];
+        let (tables, process) = tables(&rows);
+        let mapping = Mapping {
+            start: TEXT,
+            end: TEXT + 0x500,
+            pages_start: TEXT,
+            pages: 8,
+            page_count: 5,
+        };
+        for offset in 0..0x500 {
+            let wanted = rows
+                .iter()
+                .rev()
+                .find(|&&(start, _)| start <= offset)
+                .unwrap()
+                .1;
+            assert_eq!(
+                find_row(&mapping, TEXT + offset, &tables),
+                wanted,
+                "{offset:#x}"
+            );
+        }
+        assert_eq!(find_row(&mapping, TEXT + 0x500, &tables), Rule::NONE);
+        assert_eq!(process.count, 1);
+    }
+
+    #[test]
+    fn table_is_followed_from_a_frameless_leaf_to_the_root() {
+        // leaf: nothing pushed; middle: frame of 24 bytes that saved rbp; root.
+        let (tables, process) = tables(&[
+            (0, from_sp(8, 0)),
+            (0x100, from_sp(32, 16)),
+            (0x200, Rule::ROOT),
+        ]);
+        let stack = std::vec![TEXT + 0x150, 1, 2, 0x77, TEXT + 0x210, 9];
+        let mut memory = Memory {
+            base: STACK,
+            words: stack,
+            reads: 0,
+        };
+        let registers = Registers {
+            ip: TEXT + 5,
+            sp: STACK,
+            fp: 3,
+        };
+        let (ips, reason) = walk(registers, &mut memory, &tables, process);
+        assert_eq!(
+            (ips, reason),
+            (std::vec![TEXT + 0x150, TEXT + 0x210], StopReason::Root)
+        );
+    }
+
+    #[test]
+    fn return_address_behind_a_function_is_looked_up_in_it() {
+        // The call is the last instruction of the function before the root's.
+        let (tables, process) = tables(&[(0, from_sp(8, 0)), (0x100, Rule::ROOT)]);
+        let stack = std::vec![TEXT + 0x100, TEXT + 0x101];
+        let mut memory = Memory {
+            base: STACK,
+            words: stack,
+            reads: 0,
+        };
+        let registers = Registers {
+            ip: TEXT + 5,
+            sp: STACK,
+            fp: 0,
+        };
+        let (ips, reason) = walk(registers, &mut memory, &tables, process);
+        assert_eq!((ips.len(), reason), (2, StopReason::Root));
+    }
+
+    #[test]
+    fn signal_goes_on_where_it_hit() {
+        let (tables, process) = tables(&[
+            (0, Rule::SIGNAL),
+            (0x100, from_sp(8, 0)),
+            (0x200, Rule::ROOT),
+        ]);
+        let mut stack = std::vec![0; 40];
+        stack[15] = 0x55;
+        stack[20] = STACK + 30 * 8;
+        stack[21] = TEXT + 0x100; // The first instruction of its function: exact, not behind a call.
+        stack[30] = TEXT + 0x201;
+        let mut memory = Memory {
+            base: STACK,
+            words: stack,
+            reads: 0,
+        };
+        let registers = Registers {
+            ip: TEXT + 5,
+            sp: STACK,
+            fp: 0,
+        };
+        let (ips, reason) = walk(registers, &mut memory, &tables, process);
+        assert_eq!(
+            (ips, reason),
+            (std::vec![TEXT + 0x100, TEXT + 0x201], StopReason::Root)
+        );
+    }
+
+    #[test]
+    fn cfa_that_is_read_from_the_stack_is_followed() {
+        let (mut tables, process) = tables(&[(0, Rule::wide(0).unwrap()), (0x200, Rule::ROOT)]);
+        tables.wide.push(WideRule {
+            cfa_base: BASE_SP,
+            cfa_offset: 8,
+            cfa_is_read: 1,
+            cfa_addend: 8,
+            fp_rule: FP_SAME,
+            fp_offset: 0,
+        });
+        let stack = std::vec![0, STACK + 24, 0, TEXT + 0x210, 0];
+        let mut memory = Memory {
+            base: STACK,
+            words: stack,
+            reads: 0,
+        };
+        let registers = Registers {
+            ip: TEXT + 5,
+            sp: STACK,
+            fp: 0,
+        };
+        let (ips, reason) = walk(registers, &mut memory, &tables, process);
+        assert_eq!((ips, reason), (std::vec![TEXT + 0x210], StopReason::Root));
+    }
+
+    #[test]
+    fn any_words_and_any_tables_end_within_the_memory() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for _ in 0..3000 {
+            let words = (0..300)
+                .map(|_| match next() & 3 {
+                    0 => next(),
+                    1 => TEXT + next() % 0x400,
+                    _ => STACK + (next() >> 40) % 2400,
+                })
+                .collect();
+            let mut memory = Memory {
+                base: STACK,
+                words,
+                reads: 0,
+            };
+            let mut tables = HostTables::default();
+            tables.words = (0..64)
+                .map(|_| (next() >> 20) as u32 & 0xc0ff_ffff)
+                .collect();
+            let process = ProcessTable {
+                mappings: 0,
+                count: next() as u32 % 8,
+            };
+            let registers = Registers {
+                ip: TEXT + next() % 0x400,
+                sp: STACK,
+                fp: STACK,
+            };
+            // A signal rule may go down the stack: only the number of frames bounds that.
+            tables.words.iter_mut().for_each(|word| {
+                if row_rule(*word) == Rule::SIGNAL {
+                    *word = 0;
+                }
+            });
+            let (ips, _) = walk(registers, &mut memory, &tables, process);
+            assert!(ips.len() <= 300);
+        }
+    }
+}
