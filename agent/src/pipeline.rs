@@ -18,6 +18,7 @@ use hotspan_abi::{
 };
 use regex::bytes::Regex;
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
@@ -52,6 +53,9 @@ pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
 
 /// A recording waits this long for the tables of the processes that it starts with.
 const TABLE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// News of processes are read this long after the first of them.
+const COALESCE: Duration = Duration::from_millis(1);
 
 /// What to record.
 pub struct Plan {
@@ -214,6 +218,7 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let news = AsyncFd::with_interest(self.capture.side_band_readiness()?, Interest::READABLE)?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {
@@ -235,6 +240,14 @@ impl Recording {
                 _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
                 _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
                 status = command_exit => Ended::CommandExited(status.context("lost the command")?),
+                guard = news.readable() => {
+                    // A process that starts maps several files in a row: let it.
+                    sleep(COALESCE).await;
+                    guard?.clear_ready();
+                    self.read();
+                    self.update_tables()?;
+                    continue;
+                }
                 _ = tick.tick() => {
                     self.read();
                     self.update_tables()?;

@@ -11,7 +11,10 @@ pub mod features;
 mod perf_event;
 mod tables;
 
-use std::{env, fs, io, os::fd::AsFd};
+use std::{
+    env, fs, io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
@@ -133,6 +136,15 @@ impl Capture {
         self.targets
             .insert(pid, flags, 0)
             .with_context(|| format!("cannot follow process {pid}: too many processes"))
+    }
+
+    /// A descriptor that is readable when a process has mapped a file, started or ended, or has a
+    /// new name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn side_band_readiness(&self) -> io::Result<OwnedFd> {
+        perf_event::readiness(&self.side_bands)
     }
 
     /// Starts the clocks.

@@ -101,7 +101,7 @@ const _: () = assert!(SIDE_BAND_BYTES.is_power_of_two());
 
 /// The side band of one CPU: records of executable mappings, names, forks and exits.
 pub struct SideBand {
-    _fd: OwnedFd,
+    fd: OwnedFd,
     ring: Ring,
     record: Vec<u8>,
 }
@@ -123,6 +123,9 @@ impl SideBand {
         attr.set_use_clockid(1);
         attr.clockid = libc::CLOCK_MONOTONIC;
         attr.set_build_id(1);
+        // Whoever waits is woken by every record: a process may end a moment after it started.
+        attr.set_watermark(1);
+        attr.__bindgen_anon_2.wakeup_watermark = 1;
         let fd = match open_on_cpu(&mut attr, cpu) {
             // Kernels before 5.12 do not read build ids.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -134,7 +137,7 @@ impl SideBand {
         let ring = Ring::map(&fd)?;
         ioctl(&fd, IOC_ENABLE, 0)?;
         Ok(Self {
-            _fd: fd,
+            fd,
             ring,
             record: Vec::new(),
         })
@@ -160,6 +163,40 @@ impl SideBand {
         }
         self.ring.release(tail);
     }
+}
+
+/// A descriptor that is readable while any of the side bands has records.
+///
+/// # Errors
+/// The kernel's.
+pub fn readiness(side_bands: &[SideBand]) -> io::Result<OwnedFd> {
+    // SAFETY: takes a flag.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+    for side_band in side_bands {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: 0,
+        };
+        let member = side_band.fd.as_raw_fd();
+        // SAFETY: both descriptors are open, and the event lives as long as the call.
+        let result = unsafe {
+            libc::epoll_ctl(
+                epoll.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                member,
+                &raw mut event,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(epoll)
 }
 
 /// A perf ring: a page of positions, then the data.
