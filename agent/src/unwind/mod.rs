@@ -1,11 +1,23 @@
 //! The user half of unwinding: what a file says about its stack frames becomes tables that the
 //! kernel side can search.
 //!
-//! In: ELF files, which target processes control. Out: [`Rows`], one table a file. It writes no map:
-//! `capture` does.
+//! In: ELF files, which target processes control. Out: [`Rows`], one a file, and from them a
+//! [`table::Table`] for each executable segment. It writes no map: `capture` does.
 //!
 //! To add a source of tables: one file with a function from a file to [`Rows`], and a line in
 //! `sources`.
+
+mod arch;
+mod bare_code;
+mod cfi;
+pub mod debug_file;
+pub mod eh_frame;
+mod image;
+pub mod show;
+mod steps;
+pub mod table;
+
+use std::ops::Range;
 
 use hotspan_abi::unwind::{Rule, WideRule};
 
@@ -17,6 +29,16 @@ pub struct Rows {
     pub rows: Vec<(u64, TableRule)>,
     /// Wide rules that rows refer to, none twice.
     pub wide: Vec<WideRule>,
+}
+
+impl Rows {
+    /// The rule for an address.
+    #[must_use]
+    pub fn lookup(&self, addr: u64) -> TableRule {
+        let index = self.rows.partition_point(|row| row.0 <= addr);
+        let row = index.checked_sub(1).map(|index| self.rows[index]);
+        row.map_or(TableRule::NONE, |row| row.1)
+    }
 }
 
 /// A rule in [`Rows`].
@@ -33,14 +55,82 @@ impl TableRule {
     pub const NONE: Self = Self::Short(Rule::NONE);
 }
 
-mod store;
-pub mod table;
-pub use store::{Placed, Store, Update};
+/// What a file gave.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The rows; none when the file has no text.
+    pub rows: Rows,
+    /// How complete they are.
+    pub report: Report,
+}
 
-/// The tables of a file, one for each executable segment that has rules.
-pub fn tables_of_file(
-    _file: &std::fs::File,
-    _segments: &[crate::model::Segment],
-) -> Vec<table::Table> {
-    Vec::new()
+/// Why a file gives no rows at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is no 64-bit ELF file, or its headers are cut off.
+    #[error("it is no 64-bit ELF file, or its headers are damaged")]
+    NoElf,
+    /// It is for another machine, or no executable or library.
+    #[error("it is no executable or library for this machine")]
+    Machine,
+}
+
+/// Why something in a file has no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The CFA is relative to another register than the stack or the frame pointer.
+    CfaRegister,
+    /// The CFA is an expression that no rule stands for.
+    CfaExpression,
+    /// The frame pointer is where no rule reaches.
+    FramePointer,
+    /// The return address is not below the CFA.
+    ReturnAddress,
+    /// A function's entry, or what it is built on, cannot be read.
+    BadEntry,
+    /// A function's program has an error; its rows before that stay.
+    BadProgram,
+    /// A function is not in an executable segment: linkers leave some of removed functions.
+    OutsideText,
+    /// A function overlaps the one behind it, which wins.
+    Overlap,
+    /// More than the bounds allow.
+    TooMany,
+}
+
+impl Reason {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &str); 9] = [
+        (Self::CfaRegister, "CFA by another register"),
+        (Self::CfaExpression, "CFA by another expression"),
+        (Self::FramePointer, "frame pointer somewhere else"),
+        (Self::ReturnAddress, "return address somewhere else"),
+        (Self::BadEntry, "unreadable entry"),
+        (Self::BadProgram, "erroneous program"),
+        (Self::OutsideText, "function outside of the text"),
+        (Self::Overlap, "functions that overlap"),
+        (Self::TooMany, "more than the bounds allow"),
+    ];
+}
+
+/// How complete a file's rows are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// ELF addresses of executable segments, ascending.
+    pub text: Vec<Range<u64>>,
+    /// Bytes of them that no section describes, padding apart.
+    pub bare_bytes: u64,
+    refused: [u64; Reason::ALL.len()],
+}
+
+impl Report {
+    /// How often something was refused for a reason: rows for the first four, else functions.
+    #[must_use]
+    pub fn refused(&self, reason: Reason) -> u64 {
+        self.refused[reason as usize]
+    }
+
+    fn refuse(&mut self, reason: Reason) {
+        self.refused[reason as usize] += 1;
+    }
 }
