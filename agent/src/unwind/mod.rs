@@ -7,6 +7,8 @@
 //! To add a source of tables: one file with a function from a file to [`Rows`], and a line in
 //! `sources`.
 
+pub mod go;
+
 use hotspan_abi::unwind::{Rule, WideRule};
 
 /// The rules of one binary, by ELF address.
