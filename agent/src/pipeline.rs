@@ -218,7 +218,10 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let news = AsyncFd::with_interest(self.capture.side_band_readiness()?, Interest::READABLE)?;
+        let news = AsyncFd::register_with_interest(
+            self.capture.side_band_readiness()?,
+            Interest::READABLE,
+        )?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {

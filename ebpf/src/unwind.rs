@@ -144,9 +144,6 @@ impl Unwinder {
     /// The rule for the frame we are at, which lies in the mapping that was used last.
     #[inline(always)]
     pub fn find_rule<T: Tables>(&self, tables: &T) -> Rule {
-        if self.mapping.pages == Mapping::NO_TABLE {
-            return Rule::FRAME_POINTER;
-        }
         find_row(&self.mapping, self.lookup_addr(), tables)
     }
 

@@ -10,13 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hotspan_abi::unwind::Mapping as AbiMapping;
+use hotspan_abi::unwind::{Mapping as AbiMapping, PAGE_BYTES};
 use rustc_hash::FxHashSet;
 
 use crate::{
     capture::TableMaps,
     model::{BinaryId, Segment},
-    process::{Binaries, Code, ElfFacts, Mapping, ProcessTable},
+    process::{Binaries, Code, ElfFacts, KnownBinary, Mapping, ProcessTable},
     unwind::{Placed, Store, Update, table::Table, tables_of_file},
 };
 
@@ -25,6 +25,7 @@ struct Wanted {
     binary: BinaryId,
     file: File,
     segments: Vec<Segment>,
+    is_go: bool,
 }
 
 /// Files that wait for the thread at most; more ask again at the next change.
@@ -48,16 +49,9 @@ impl TableLoader {
         let (wanted, requests) = sync_channel::<Wanted>(QUEUE);
         let (results, made) = sync_channel(QUEUE);
         let work = move || {
-            for Wanted {
-                binary,
-                file,
-                segments,
-            } in requests
-            {
-                if results
-                    .send((binary, tables_of_file(&file, &segments)))
-                    .is_err()
-                {
+            for wanted in requests {
+                let tables = tables_of_file(wanted.file, &wanted.segments, wanted.is_go);
+                if results.send((wanted.binary, tables)).is_err() {
                     return; // Nobody waits any more.
                 }
             }
@@ -103,7 +97,7 @@ impl TableLoader {
             match self.made.try_recv() {
                 Ok((binary, tables)) => {
                     self.pending.remove(&binary);
-                    self.place(binary, &tables, processes, now_mono_ns);
+                    self.place(binary, tables, processes, now_mono_ns);
                     changed.extend(processes.users_of(binary));
                 }
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
@@ -114,7 +108,7 @@ impl TableLoader {
                 Some(mappings) => {
                     let mappings: Vec<_> = mappings
                         .iter()
-                        .filter_map(|mapping| self.mapping(mapping, binaries, now_mono_ns))
+                        .flat_map(|mapping| self.mappings(mapping, binaries, now_mono_ns))
                         .collect();
                     self.store.set_process(pid, &mappings, now_mono_ns);
                 }
@@ -130,7 +124,7 @@ impl TableLoader {
     fn place(
         &mut self,
         binary: BinaryId,
-        tables: &[Table],
+        tables: Vec<Table>,
         processes: &ProcessTable,
         now_mono_ns: u64,
     ) {
@@ -142,72 +136,73 @@ impl TableLoader {
         self.store.place(binary, tables, now_mono_ns);
     }
 
-    /// A mapping as the kernel side wants it. One whose table is not made yet is left out: its code
-    /// is unwound by the frame pointer until then.
-    fn mapping(
+    /// A mapping as the kernel side wants it: the parts of it that have a table. Where there is
+    /// none, or it is not made yet, code is unwound by the frame pointer.
+    fn mappings(
         &mut self,
         mapping: &Mapping,
         binaries: &Binaries,
         now_mono_ns: u64,
-    ) -> Option<AbiMapping> {
+    ) -> Vec<AbiMapping> {
         let Code::File(binary) = mapping.code else {
-            return None;
+            return Vec::new();
         };
         let known = binaries.get(binary);
-        let Some(tables) = self.store.tables_of(binary, now_mono_ns) else {
-            if let Some(file) = known.file().and_then(|file| file.try_clone().ok())
-                && !self.pending.contains(&binary)
-            {
-                let segments = known.facts.segments.clone();
-                if self
-                    .wanted
-                    .try_send(Wanted {
-                        binary,
-                        file,
-                        segments,
-                    })
-                    .is_ok()
-                {
-                    self.pending.insert(binary);
-                }
+        match self.store.tables_of(binary, now_mono_ns) {
+            Some(tables) => in_process(mapping, &known.facts, tables),
+            None => {
+                self.ask_for(binary, known);
+                Vec::new()
             }
-            return None;
+        }
+    }
+
+    fn ask_for(&mut self, binary: BinaryId, known: &KnownBinary) {
+        if self.pending.contains(&binary) {
+            return;
+        }
+        let Some(file) = known.file().and_then(|file| file.try_clone().ok()) else {
+            return;
         };
-        Some(in_process(mapping, &known.facts, tables))
+        let facts = &known.facts;
+        let wanted = Wanted {
+            binary,
+            file,
+            segments: facts.segments.clone(),
+            is_go: !facts.go_build_id.is_empty(),
+        };
+        // A full queue is asked again at the next change.
+        if self.wanted.try_send(wanted).is_ok() {
+            self.pending.insert(binary);
+        }
     }
 }
 
-/// Moves the table of a mapping's segment to where the process has it.
-fn in_process(mapping: &Mapping, facts: &ElfFacts, tables: &[Placed]) -> AbiMapping {
+/// Moves the tables of a mapping's file to where the process has it.
+fn in_process(mapping: &Mapping, facts: &ElfFacts, tables: &[Placed]) -> Vec<AbiMapping> {
     let Mapping {
         start,
         end,
         file_offset,
         ..
     } = *mapping;
-    let without = AbiMapping {
-        start,
-        end,
-        pages: AbiMapping::NO_TABLE,
-        ..AbiMapping::default()
-    };
     let Some(addr) = facts.addr_of_mapping(file_offset, end - start) else {
-        return without;
+        return Vec::new();
     };
     let bias = start.wrapping_sub(addr);
-    let covers = |table: &&Placed| {
-        let table_end = table.start + u64::from(table.page_count) * hotspan_abi::unwind::PAGE_BYTES;
-        table.start < addr.wrapping_add(end - start) && addr < table_end
-    };
-    match tables.iter().find(covers) {
-        Some(table) => AbiMapping {
-            pages_start: table.start.wrapping_add(bias),
+    let here = |table: &Placed| {
+        let pages_start = table.start.wrapping_add(bias);
+        let pages_end = pages_start.wrapping_add(u64::from(table.page_count) * PAGE_BYTES);
+        let part = AbiMapping {
+            start: start.max(pages_start),
+            end: end.min(pages_end),
+            pages_start,
             pages: table.pages,
             page_count: table.page_count,
-            ..without
-        },
-        None => without,
-    }
+        };
+        (part.start < part.end).then_some(part)
+    };
+    tables.iter().filter_map(here).collect()
 }
 
 fn apply(update: Update, maps: &mut TableMaps) -> Result<()> {

@@ -10,6 +10,7 @@ pub mod binary;
 pub mod cpu_time;
 mod elf;
 mod mapping;
+pub mod pclntab;
 pub mod perf_map_file;
 mod proc_files;
 mod signal;

@@ -2,7 +2,8 @@
 //! kernel side can search.
 //!
 //! In: ELF files, which target processes control. Out: [`Rows`], one a file, and from them a
-//! [`table::Table`] for each executable segment. It writes no map: `capture` does.
+//! [`table::Table`] for each executable segment, and a place for it in the [`Store`]. It writes no map:
+//! `capture` does.
 //!
 //! To add a source of tables: one file with a function from a file to [`Rows`], and a line in
 //! `sources`.
@@ -12,14 +13,44 @@ mod bare_code;
 mod cfi;
 pub mod debug_file;
 pub mod eh_frame;
+pub mod go;
 mod image;
 pub mod show;
 mod steps;
+mod store;
 pub mod table;
 
-use std::ops::Range;
+use std::{fs::File, ops::Range};
 
 use hotspan_abi::unwind::{Rule, WideRule};
+use object::ReadCache;
+
+use crate::model::Segment;
+pub use store::{Placed, Store, Update};
+
+/// The tables of a file, for each executable segment those of its parts that have rules. Of a Go
+/// program, Go's own tables come first: they know the frameless functions that others leave out.
+#[must_use]
+pub fn tables_of_file(file: File, segments: &[Segment], is_go: bool) -> Vec<table::Table> {
+    // Only the sections that are needed are read, into memory of our own: the file may be cut off
+    // by its owner meanwhile.
+    let file = ReadCache::new(file);
+    let others = eh_frame::rows(&file, None)
+        .map(|found| found.rows)
+        .unwrap_or_default();
+    let rows = match is_go.then(|| go::rows(&file)).flatten() {
+        Some(go) => go::merge(&go, &others),
+        None => others,
+    };
+    if rows.rows.is_empty() {
+        return Vec::new();
+    }
+    segments
+        .iter()
+        .flat_map(|segment| table::pieces(&rows, segment.start..segment.end))
+        .filter_map(|piece| table::build(&rows, piece))
+        .collect()
+}
 
 /// The rules of one binary, by ELF address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hotspan_abi::unwind::{
     MAPPING_WORDS, MAX_MAPPINGS, MAX_PROCESSES, MAX_WIDE_RULES, Mapping, ProcessTable, Rule,
-    SEGMENT_WORDS, WideRule, row_rule,
+    SEGMENT_WORDS, WideRule,
 };
 use indexmap::IndexSet;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -107,7 +107,7 @@ impl Store {
 
     /// Places the tables of a binary, one for each executable segment. Those that find no room are
     /// left out and counted.
-    pub fn place(&mut self, binary: BinaryId, tables: &[Table], now_mono_ns: u64) {
+    pub fn place(&mut self, binary: BinaryId, tables: Vec<Table>, now_mono_ns: u64) {
         let mut placed = Binary {
             tables: Vec::new(),
             ranges: Vec::new(),
@@ -118,41 +118,17 @@ impl Store {
                 self.refused += 1;
                 continue;
             };
-            let words = self.relocate(table, range.start);
-            self.updates.push(Update::Words(range.start, words));
             placed.tables.push(Placed {
-                start: table.start,
+                start: table.pages_start,
                 pages: range.start,
                 page_count: table.page_count,
             });
+            let rules: Vec<_> = table.wide.iter().map(|rule| self.wide_rule(rule)).collect();
+            let words = table.place(range.start, |wide| rules.get(wide as usize).copied());
+            self.updates.push(Update::Words(range.start, words));
             placed.ranges.push(range);
         }
         self.binaries.insert(binary, placed);
-    }
-
-    /// The words of a table for its place: the page index counts from the start of the space, and
-    /// wide rules are those of all tables.
-    fn relocate(&mut self, table: &Table, start: u32) -> Vec<u32> {
-        let mut words = table.words.clone();
-        let (pages, rows) = words.split_at_mut(table.page_count as usize + 1);
-        for page in pages {
-            *page += start;
-        }
-        if table.wide.is_empty() {
-            return words;
-        }
-        let rules: Vec<_> = table.wide.iter().map(|rule| self.wide_rule(rule)).collect();
-        for row in rows {
-            let rule = row_rule(*row);
-            if rule.kind() == Rule::WIDE {
-                let rule = rules
-                    .get(rule.wide_index() as usize)
-                    .copied()
-                    .unwrap_or(Rule::NONE);
-                *row = *row & !0x00ff_ffff | rule.0;
-            }
-        }
-        words
     }
 
     fn wide_rule(&mut self, rule: &WideRule) -> Rule {
@@ -301,7 +277,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hotspan_abi::unwind::row;
+    use crate::unwind::{Rows, TableRule, table::build};
 
     const NOW: u64 = 1;
     const LATER: u64 = NOW + RETIRED_NS + 1;
@@ -314,15 +290,17 @@ mod tests {
         }
     }
 
-    fn table(rows: usize) -> Table {
-        let mut words = vec![2, 2 + rows as u32];
-        words.extend((0..rows).map(|i| row(i as u64, Rule::NONE)));
-        Table {
-            start: 0x1000,
-            page_count: 1,
-            words,
-            wide: Vec::new(),
-        }
+    /// A table of about so many words.
+    fn table(words: usize, wide: Vec<WideRule>) -> Table {
+        let is_wide = !wide.is_empty();
+        let rows = (0..words as u64)
+            .map(|i| match (i % 2, is_wide) {
+                (0, true) => (i * 2, TableRule::Wide(0)),
+                (0, false) => (i * 2, TableRule::Short(Rule::PLT)),
+                _ => (i * 2, TableRule::NONE),
+            })
+            .collect();
+        build(&Rows { rows, wide }, 0..words as u64 * 2).unwrap()
     }
 
     #[test]
@@ -330,12 +308,12 @@ mod tests {
         let mut store = Store::new(1 << 20);
         store.set_process(7, &[mapping(0)], NOW);
         store.take_updates();
-        store.place(BinaryId(0), &[table(3)], NOW);
+        store.place(BinaryId(0), vec![table(10, Vec::new())], NOW);
         let updates = store.take_updates();
         let Update::Words(at, words) = &updates[0] else {
             panic!()
         };
-        assert_eq!((*at, &words[..2]), (8, &[10, 13][..]));
+        assert_eq!((*at, &words[..2]), (8, &[10, 20][..]));
     }
 
     #[test]
@@ -346,10 +324,7 @@ mod tests {
             ..WideRule::default()
         };
         for id in 0..2 {
-            let mut table = table(1);
-            table.words[2] = row(0, Rule::wide(0).unwrap());
-            table.wide = vec![rule];
-            store.place(BinaryId(id), &[table], NOW);
+            store.place(BinaryId(id), vec![table(4, vec![rule])], NOW);
         }
         let wide = store.take_updates();
         let wide: Vec<_> = wide
@@ -377,16 +352,16 @@ mod tests {
     #[test]
     fn full_space_refuses_until_unused_tables_are_evicted() {
         let mut store = Store::new(1);
-        let half = table(SEGMENT_WORDS / 2);
-        store.place(BinaryId(0), std::slice::from_ref(&half), NOW);
-        store.place(BinaryId(1), std::slice::from_ref(&half), NOW);
+        let half = table(SEGMENT_WORDS / 2, Vec::new());
+        store.place(BinaryId(0), vec![half.clone()], NOW);
+        store.place(BinaryId(1), vec![half.clone()], NOW);
         assert_eq!(
             (store.refused, store.has_room(half.words.len())),
             (1, false)
         );
         store.evict(half.words.len(), |_| false, NOW);
         assert!(store.tables_of(BinaryId(0), NOW).is_none());
-        store.place(BinaryId(2), std::slice::from_ref(&half), LATER);
+        store.place(BinaryId(2), vec![half.clone()], LATER);
         assert_eq!(
             (
                 store.refused,

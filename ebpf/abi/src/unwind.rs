@@ -181,7 +181,8 @@ const _: () = assert!(size_of::<WideRule>() == 24);
 /// Words of a [`Mapping`].
 pub const MAPPING_WORDS: u32 = 8;
 
-/// An executable mapping of a process, as eight words: 64-bit fields low word first.
+/// A part of an executable mapping that has a table, as eight words: 64-bit fields low word first.
+/// What is in none of them is unwound by the frame pointer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Mapping {
@@ -191,16 +192,13 @@ pub struct Mapping {
     pub end: u64,
     /// Address in the process of the first page of the page index.
     pub pages_start: u64,
-    /// Index of the first word of the page index, or [`Mapping::NO_TABLE`].
+    /// Index of the first word of the page index.
     pub pages: u32,
     /// How many pages there are; one word more belongs to the index.
     pub page_count: u32,
 }
 
 impl Mapping {
-    /// In place of a page index: there is no table, follow the frame pointer.
-    pub const NO_TABLE: u32 = u32::MAX;
-
     /// The words.
     #[must_use]
     pub const fn to_words(self) -> [u32; MAPPING_WORDS as usize] {
