@@ -18,7 +18,6 @@ use hotspan_abi::{
 };
 use regex::bytes::Regex;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
@@ -218,10 +217,7 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let news = AsyncFd::register_with_interest(
-            self.capture.side_band_readiness()?,
-            Interest::READABLE,
-        )?;
+        let news = self.capture.process_news()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {

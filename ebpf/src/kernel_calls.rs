@@ -158,7 +158,10 @@ impl Tables for MapTables {
     #[inline(always)]
     fn word(&self, index: u32) -> u32 {
         let segment = index / SEGMENT_WORDS as u32;
-        match SEGMENTS.get_value(segment, &0) {
+        // Not a constant: LLVM would let it share the memory of a setting whose default is zero, too,
+        // and the agent overwrites that.
+        let only = opaque(0) as u32;
+        match SEGMENTS.get_value(segment, &only) {
             Some(words) => words[opaque(u64::from(index)) as usize & (SEGMENT_WORDS - 1)],
             None => 0,
         }

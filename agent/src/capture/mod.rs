@@ -28,6 +28,8 @@ use hotspan_abi::{
     settings::{Offsets, TargetMode},
 };
 
+use tokio::io::unix::AsyncFd;
+
 use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
 use perf_event::{Sampler, SideBand};
@@ -138,12 +140,12 @@ impl Capture {
             .with_context(|| format!("cannot follow process {pid}: too many processes"))
     }
 
-    /// A descriptor that is readable when a process has mapped a file, started or ended, or has a
+    /// Something to wait on, readable when a process has mapped a file, started or ended, or has a
     /// new name.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn side_band_readiness(&self) -> io::Result<OwnedFd> {
+    pub fn process_news(&self) -> io::Result<AsyncFd<OwnedFd>> {
         perf_event::readiness(&self.side_bands)
     }
 

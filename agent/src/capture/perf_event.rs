@@ -15,6 +15,7 @@ use aya_obj::generated::{
     perf_sw_ids::{PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_DUMMY},
     perf_type_id::PERF_TYPE_SOFTWARE,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::bpf_syscall::{Scope, attach_to_event, open_event_with, plain_event};
 
@@ -134,11 +135,11 @@ impl SideBand {
     }
 }
 
-/// A descriptor that is readable while any of the side bands has records.
+/// Something to wait on, readable while any of the side bands has records.
 ///
 /// # Errors
 /// The kernel's.
-pub fn readiness(side_bands: &[SideBand]) -> io::Result<OwnedFd> {
+pub fn readiness(side_bands: &[SideBand]) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: takes a flag.
     let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
     if fd < 0 {
@@ -165,7 +166,8 @@ pub fn readiness(side_bands: &[SideBand]) -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(epoll)
+    // SAFETY: the descriptor is owned by what it is registered under, and stays the same.
+    unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// A perf ring: a page of positions, then the data.
