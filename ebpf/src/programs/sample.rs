@@ -33,9 +33,7 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         count(Counter::NoScratch);
         return 0;
     };
-    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
-    let scratch = unsafe { &mut *scratch };
-    scratch.record.sample = SampleHeader {
+    let sample = SampleHeader {
         header: RecordHeader {
             kind: RecordKind::Sample as u32,
             total_bytes: 0,
@@ -46,18 +44,24 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         cpu,
         ..SampleHeader::default()
     };
+    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
+    unsafe { (*scratch).record.sample = sample };
     // SAFETY: the field is 16 bytes of this CPU's slot.
-    unsafe { current_comm(&raw mut scratch.record.sample.comm) };
-
-    let stop = walk(&ctx, scratch, pid, cpu);
-    scratch.record.sample.stop = stop as u32;
-    submit(scratch);
+    unsafe { current_comm(&raw mut (*scratch).record.sample.comm) };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    let stop = match unsafe { start(&ctx, &mut *scratch, pid) } {
+        None => walk_user(cpu),
+        Some(stop) => stop,
+    };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    unsafe { submit(&mut *scratch, stop) };
     0
 }
 
-/// Fills in both parts of the stack and tells why the user part ends.
+/// Fills in the kernel's part of the stack, and puts the unwinder at the first user frame; or tells
+/// why there is none.
 #[inline(always)]
-fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32, cpu: u32) -> StopReason {
+fn start(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32) -> Option<StopReason> {
     let mut registers = interrupted(ctx);
     if is_kernel(registers.ip) {
         if KERNEL_STACKS.load() != 0 {
@@ -65,19 +69,21 @@ fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32, cpu: u32) -> St
         }
         // A kernel thread has no memory of its own, nor has a process on its way out.
         match read_kernel::<u64>(current_task() + offset_of!(task_mm)) {
-            None | Some(0) => return StopReason::NoUserStack,
+            None | Some(0) => return Some(StopReason::NoUserStack),
             Some(_) => {}
         }
         match saved() {
-            None => return StopReason::NoRegisters,
-            Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => return StopReason::NoUserStack,
+            None => return Some(StopReason::NoRegisters),
+            Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => {
+                return Some(StopReason::NoUserStack);
+            }
             Some(saved) => registers = saved,
         }
     }
     // SAFETY: a value that is changed meanwhile is read before or after the change.
     let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
     scratch.unwinder.start(registers, process);
-    walk_user(cpu)
+    None
 }
 
 #[inline(always)]
@@ -120,25 +126,35 @@ pub extern "C" fn unwind_frames(cpu: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return StopReason::NoRegisters as u32;
     };
-    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
-    let scratch = unsafe { &mut *scratch };
     for _ in 0..FRAMES_PER_CALL {
-        let sample = &mut scratch.record.sample;
-        if sample.user_frames >= MAX_USER_FRAMES as u32 {
+        // SAFETY: the slot is this CPU's, and the reference ends with the call.
+        if !unsafe { push_frame(&mut *scratch) } {
             return StopReason::Truncated as u32;
         }
-        let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
-        // The leaf is exact anyway; of the others, those where a signal hit.
-        let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
-        let mark = if is_exact { EXACT_ADDRESS } else { 0 };
-        scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
-        sample.user_frames += 1;
         let rule = Rule(find_rule(cpu));
-        if let Step::Stop(reason) = scratch.unwinder.step(rule, &mut UserMemory, &MapTables) {
+        // SAFETY: the slot is this CPU's, and the reference ends with the call.
+        let step = unsafe { (*scratch).unwinder.step(rule, &mut UserMemory, &MapTables) };
+        if let Step::Stop(reason) = step {
             return reason as u32;
         }
     }
     CONTINUE
+}
+
+/// Adds the frame that the unwinder is at to the sample; false when it is full.
+#[inline(always)]
+fn push_frame(scratch: &mut Scratch) -> bool {
+    let sample = &mut scratch.record.sample;
+    if sample.user_frames >= MAX_USER_FRAMES as u32 {
+        return false;
+    }
+    let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
+    // The leaf is exact anyway; of the others, those where a signal hit.
+    let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
+    let mark = if is_exact { EXACT_ADDRESS } else { 0 };
+    scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
+    sample.user_frames += 1;
+    true
 }
 
 /// The rule for the frame that the unwinder is at, in a global function of its own: the search
@@ -149,13 +165,14 @@ pub extern "C" fn find_rule(cpu: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return Rule::NONE.0;
     };
-    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
-    let unwinder = unsafe { &mut (*scratch).unwinder };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    let is_in_mapping = unsafe { (*scratch).unwinder.is_in_mapping() };
     // Code in no mapping that is known may still keep the frame pointer.
-    if !unwinder.is_in_mapping() && find_mapping(cpu) == 0 {
+    if !is_in_mapping && find_mapping(cpu) == 0 {
         return Rule::FRAME_POINTER.0;
     }
-    unwinder.find_rule(&MapTables).0
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    unsafe { (*scratch).unwinder.find_rule(&MapTables) }.0
 }
 
 /// Finds the mapping of the frame that the unwinder is at; 0 when it is in none.
@@ -165,12 +182,13 @@ pub extern "C" fn find_mapping(cpu: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return 0;
     };
-    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
-    u32::from(unsafe { &mut (*scratch).unwinder }.find_mapping(&MapTables))
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    u32::from(unsafe { (*scratch).unwinder.find_mapping(&MapTables) })
 }
 
 #[inline(always)]
-fn submit(scratch: &mut Scratch) {
+fn submit(scratch: &mut Scratch, stop: StopReason) {
+    scratch.record.sample.stop = stop as u32;
     let frames = scratch.record.sample.kernel_frames + scratch.record.sample.user_frames;
     // The mask is for the verifier: the number of frames never reaches FRAME_SLOTS * 2.
     let bytes = size_of::<SampleHeader>() as u32
