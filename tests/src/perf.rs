@@ -58,7 +58,7 @@ impl Perf {
         ensure!(status.success(), "perf record failed: {said:?}");
         let text = process::output(
             Command::new("perf")
-                .args(["script", "-F", "comm,pid,tid,ip,sym", "-i"])
+                .args(["script", "--no-inline", "-F", "comm,pid,tid,ip,sym", "-i"])
                 .arg(&self.file),
         )?;
         parse_script(&text)

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::perf::Perf;
 use crate::place;
-use crate::recorder::{Hotspan, Summary, read_folded};
+use crate::recorder::{Hotspan, Summary, Threads, read_folded};
 use crate::stacks::Stacks;
 use crate::workload::{Report, Workload};
 
@@ -70,7 +70,7 @@ impl Seen {
     ///
     /// # Errors
     /// Names the first thing that is not so.
-    pub fn check(&self, process: &str, threads: u32, functions: &[Function]) -> Result<()> {
+    pub fn check(&self, process: &str, threads: Threads, functions: &[Function]) -> Result<()> {
         self.summary.check_complete(threads)?;
         self.summary.check_rooted_and_named()?;
         ensure!(
@@ -148,7 +148,7 @@ mod tests {
             chain: &["main", "heavy"],
             perf: "heavy",
         };
-        seen(stacks, perf, clock).check("a", 1, &[function])
+        seen(stacks, perf, clock).check("a", Threads::OnOneCpu, &[function])
     }
 
     const STACKS: &str = "a;main;heavy 70\na;main;light 30\n";

@@ -15,6 +15,19 @@ use crate::process::{self, Guard, wait_for};
 /// Workloads measure their speed before they are ready, which takes some while on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The start of a command that runs on one CPU only.
+///
+/// Each CPU has a sampling clock of its own. A thread that is moved from one to another gains or
+/// loses a part of a tick each time, and how often it is moved depends on what else runs. One that
+/// stays has as many samples as it used CPU time, to the tick.
+#[must_use]
+pub fn on_one_cpu() -> Command {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut command = Command::new("taskset");
+    command.args(["-c", &(cpus - 1).to_string()]);
+    command
+}
+
 /// What a workload says about itself when it ends.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Report {
@@ -59,15 +72,15 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Starts a program and waits until it is ready.
+    /// Starts a program on one CPU that it does not leave, and waits until it is ready.
     ///
     /// # Errors
     /// When it cannot be started or is not ready in time.
     pub fn start(program: &Path) -> Result<Self> {
-        Self::start_command(&mut Command::new(program))
+        Self::start_command(on_one_cpu().arg(program))
     }
 
-    /// The same with arguments or surroundings.
+    /// Starts a program with arguments or surroundings, and waits until it is ready.
     ///
     /// # Errors
     /// When it cannot be started or is not ready in time.
