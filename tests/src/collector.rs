@@ -88,13 +88,13 @@ fn binary() -> Result<PathBuf> {
     if cached.exists() {
         return Ok(cached);
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let printed = process::output(
-        Command::new(cargo)
-            .args(["run", "--quiet", "--package=xtask", "--", "collector"])
-            .current_dir(workspace),
-    )?;
+    let printed = process::output(process::cargo().args([
+        "run",
+        "--quiet",
+        "--package=xtask",
+        "--",
+        "collector",
+    ]))?;
     Ok(printed.trim().into())
 }
 

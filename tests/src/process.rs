@@ -1,11 +1,12 @@
 //! Processes that tests start: none outlives its test, and nothing is waited for without an end.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -147,6 +148,24 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("{command:?} failed, {status}: {stderr}");
     }
     Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Cargo, run in the workspace.
+///
+/// Without what the cargo that runs the tests has told them about their package: some build
+/// scripts, such as that of ring, would run anew because it changed, and back again next time.
+#[must_use]
+pub fn cargo() -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// CPU time that the threads of a process that are alive have used.

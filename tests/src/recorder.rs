@@ -39,13 +39,13 @@ fn find_binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("HOTSPAN_BIN").filter(|path| !path.is_empty()) {
         return fs::canonicalize(&path).with_context(|| format!("HOTSPAN_BIN={}", path.display()));
     }
+    process::output(process::cargo().args([
+        "build",
+        "--quiet",
+        "--package=hotspan",
+        "--bin=hotspan",
+    ]))?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    process::output(
-        Command::new(cargo)
-            .args(["build", "--quiet", "--package=hotspan", "--bin=hotspan"])
-            .current_dir(&workspace),
-    )?;
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     Ok(fs::canonicalize(
         workspace.join(target).join("debug/hotspan"),
