@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
 
@@ -93,15 +93,10 @@ impl TableLoader {
         now_mono_ns: u64,
     ) -> Result<()> {
         let mut changed = processes.take_changed();
-        loop {
-            match self.made.try_recv() {
-                Ok((binary, tables)) => {
-                    self.pending.remove(&binary);
-                    self.place(binary, tables, processes, now_mono_ns);
-                    changed.extend(processes.users_of(binary));
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok((binary, tables)) = self.made.try_recv() {
+            self.pending.remove(&binary);
+            self.place(binary, tables, processes, now_mono_ns);
+            changed.extend(processes.users_of(binary));
         }
         for pid in changed {
             match processes.mappings(pid) {
