@@ -96,3 +96,6 @@ fn close(steps: &Steps) -> Vec<(u64, TableRule)> {
     }
     rows
 }
+
+#[cfg(test)]
+mod tests;

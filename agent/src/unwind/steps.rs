@@ -23,7 +23,7 @@ impl Steps {
         if self.0.last().is_some_and(|last| last.0 >= addr) {
             self.0.pop();
         }
-        let before = self.0.last().map_or(None, |last| last.1);
+        let before = self.0.last().and_then(|last| last.1);
         if before != rule {
             self.0.push((addr, rule));
         }
