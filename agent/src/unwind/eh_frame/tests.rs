@@ -477,6 +477,27 @@ fn functions_of_musl_are_known_by_their_code() {
     );
 }
 
+#[test]
+fn linkage_table_that_no_section_describes_is_known_by_its_code() {
+    let mut code = vec![0x90; 33];
+    code.resize(48, 0xcc);
+    code.extend(b"\xff\x35\x01\x02\x03\x04\xff\x25\x01\x02\x03\x04\x0f\x1f\x40\0");
+    for _ in 0..3 {
+        code.extend(b"\xff\x25\x01\x02\x03\x04\x68\0\0\0\0\xe9\x01\x02\x03\x04");
+    }
+    let found = rows(&elf(&[], &code, 0)[..], None).unwrap();
+    assert_eq!(
+        shown(&found),
+        [
+            "0 none",
+            "30 rsp+16 u c-8",
+            "36 rsp+24 u c-8",
+            "40 plt",
+            "70 none"
+        ]
+    );
+}
+
 /// The files of this process, and well-known ones where they exist.
 fn real_files() -> Vec<String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -659,7 +680,25 @@ fn every_row_is_as_readelf_prints_it() {
         ] {
             assert_eq!(found.report.refused(reason), 0, "{path}: {reason:?}");
         }
-        println!("{path}: {} rows, {kinds:?}", readelf.len());
+        check_expressions(&path, &found.rows.wide);
+    }
+}
+
+/// Compares what was read from memory with the expressions that readelf prints.
+fn check_expressions(path: &str, wide: &[WideRule]) {
+    let output = Command::new("readelf")
+        .args(["--wide", "--debug-dump=frames,no-follow-links", path])
+        .output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    for rule in wide.iter().filter(|rule| rule.cfa_is_read == 1) {
+        let base = ["DW_OP_breg7 (rsp)", "DW_OP_breg6 (rbp)"][rule.cfa_base as usize];
+        let addend = match rule.cfa_addend {
+            0 => String::new(),
+            addend => format!("; DW_OP_plus_uconst: {addend}"),
+        };
+        let offset = rule.cfa_offset;
+        let expression = format!("({base}: {offset}; DW_OP_deref{addend})");
+        assert!(text.contains(&expression), "{path}: {expression}");
     }
 }
 
@@ -692,12 +731,10 @@ fn unwind(rule: TableRule, wide: &[WideRule], at: Registers) -> Option<Registers
             let pushed = 8 * i32::from(at.ip & 15 >= 11);
             let (base, cfa) = match rule {
                 Rule::PLT => (Rule::FROM_SP, 8 + pushed),
-                Rule::FRAME_POINTER => (Rule::FROM_FP, 16),
                 rule => (rule.kind(), rule.cfa_bytes() as i32),
             };
             let fp = match rule {
                 Rule::PLT => 0,
-                Rule::FRAME_POINTER => 16,
                 rule => rule.fp_bytes() as i32,
             };
             WideRule {
@@ -736,16 +773,17 @@ fn every_row_unwinds_as_framehop_does() {
     for path in real_files() {
         let bytes = fs::read(&path).unwrap();
         let found = rows(&bytes[..], None).unwrap();
+        let gaps = gaps_of(&bytes);
         let unwinder = framehop_for(&path, &bytes);
         let mut cache = CacheX86_64::new();
         for &(addr, rule) in &found.rows.rows {
-            // Without a rule of ours there is nothing to compare; roots can be known by their code,
-            // which framehop is not shown; and framehop does not evaluate
-            // expressions that read memory: there it goes on by guesses.
+            // framehop is not shown the code, and does not evaluate expressions that read memory:
+            // there it goes on by guesses, as where there is no rule.
+            if gaps.iter().any(|gap| gap.contains(&addr)) {
+                continue;
+            }
             let is_compared = match rule {
-                TableRule::Short(rule) => {
-                    ![Rule::NONE, Rule::ROOT, Rule::FRAME_POINTER, Rule::SIGNAL].contains(&rule)
-                }
+                TableRule::Short(rule) => ![Rule::NONE, Rule::SIGNAL].contains(&rule),
                 TableRule::Wide(index) => found.rows.wide[index as usize].cfa_is_read == 0,
             };
             if !is_compared {
@@ -778,6 +816,15 @@ fn every_row_unwinds_as_framehop_does() {
             }
         }
     }
+}
+
+/// The code that `.eh_frame` does not describe.
+fn gaps_of(file: &[u8]) -> Vec<Range<u64>> {
+    let image = Image::parse(file).unwrap();
+    let section = image.eh_frame().unwrap();
+    let text = image.text();
+    let steps = eh_frame_steps(&section, &text, &mut Output::default());
+    steps.gaps(&text, PADDING_BYTES)
 }
 
 fn framehop_for(path: &str, bytes: &[u8]) -> UnwinderX86_64<Vec<u8>> {
