@@ -60,6 +60,8 @@ pub(super) fn meaning<'a>(
             Address::parse(bytes).ok_or(Reason::CfaExpression)?
         }
     };
+    // Either sign will do: some trampolines lack the mark, and marked code may have plain rules.
+    let is_signal = is_signal || matches!(state.ra, Saved::AtExpression(_));
     if is_signal && cfa == SIGNAL_CFA {
         return Ok(Meaning::Short(Rule::SIGNAL));
     }

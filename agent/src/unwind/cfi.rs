@@ -21,10 +21,10 @@ use super::{
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
-/// Functions of one file; the largest known binaries have a fifth of this.
-const MAX_FUNCTIONS: usize = 4 << 20;
-/// Steps of one file: 256 MiB while a table is made, and as many rows as a quarter of all tables.
-pub(super) const MAX_STEPS: usize = 16 << 20;
+/// Functions of one file: 48 MiB while a table is made. The largest known binaries have a third.
+const MAX_FUNCTIONS: usize = 2 << 20;
+/// Steps of one file: 128 MiB while a table is made, and an eighth of all tables as rows.
+const MAX_STEPS: usize = 8 << 20;
 /// Rows of one function.
 const MAX_FUNCTION_ROWS: usize = 64 << 10;
 /// Bytes of a CIE. It may be read again for each function; those of compilers have 32.

@@ -425,6 +425,41 @@ fn debug_frame_says_what_eh_frame_does_not() {
 }
 
 #[test]
+fn compressed_sections_are_read_and_bombs_are_not() {
+    let head = [
+        [0; 4].as_slice(),
+        &TEXT.to_le_bytes(),
+        &32_u64.to_le_bytes(),
+    ]
+    .concat();
+    let debug_frame = Entries::default()
+        .entry(b"\xff\xff\xff\xff\x01\x00\x01\x78\x10\x0c\x07\x08\x90\x01")
+        .entry(&head);
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut zlib, &debug_frame.0).unwrap();
+    let zlib = zlib.finish().unwrap();
+    for (claim, expected) in [
+        (debug_frame.0.len() as u64, vec!["0 rsp+8 u c-8", "20 none"]),
+        (1, vec!["0 none"]),
+        (100 << 30, vec!["0 none"]),
+        (u64::MAX, vec!["0 none"]),
+    ] {
+        // ELFCOMPRESS_ZLIB, size, alignment.
+        let section: [&[u8]; 4] = [
+            &[1, 0, 0, 0, 0, 0, 0, 0],
+            &claim.to_le_bytes(),
+            &[1, 0, 0, 0, 0, 0, 0, 0],
+            &zlib,
+        ];
+        let mut file = elf(&[(".debug_frame", &section.concat())], &[], 0);
+        let headers = u64::from_le_bytes(*file[0x28..].first_chunk().unwrap()) as usize;
+        // SHF_COMPRESSED among the flags of the first section.
+        file[headers + 64 + 9] = 8;
+        assert_eq!(shown(&rows(&file[..], None).unwrap()), expected, "{claim}");
+    }
+}
+
+#[test]
 fn entry_point_without_unwind_information_is_a_root() {
     let eh_frame = Entries::new()
         .function(TEXT, 32, b"")
