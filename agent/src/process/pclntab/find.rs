@@ -249,7 +249,8 @@ impl<'a, R: ReadRef<'a>> Image<R> {
             let bytes = self.data(segment);
             (0..bytes.len())
                 .step_by(8)
-                .filter_map(|at| is_module(&bytes[at..]).then(|| segment.addrs.start + at as u64))
+                .filter(|at| is_module(&bytes[*at..]))
+                .map(|at| segment.addrs.start + at as u64)
         });
         let relocated = relocations
             .iter()
