@@ -90,7 +90,7 @@ struct Switch {
 }
 
 /// Adds a function's rows.
-pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, code: &[u8], rows: &mut Builder) {
+pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, rows: &mut Builder) {
     let name = function.name();
     let name = name.strip_suffix(b".abi0").unwrap_or(name);
     if name.starts_with(b"runtime.sigreturn") {
@@ -104,6 +104,7 @@ pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, code: &[u8], row
         return;
     }
     let values: Vec<PcValue> = function.depths().collect();
+    let code = function.code();
     let save = find_save(&values, code, function.entry);
     let switch = if function.writes_stack_pointer() || is_switch(name) {
         find_switch(table, function, name, code, &values, save)
