@@ -227,6 +227,7 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let news = self.capture.process_news()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -248,6 +249,7 @@ impl Recording {
                 () = &mut elapsed => Ended::Elapsed,
                 _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
                 _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
+                _ = hangup.recv() => Ended::Signal(libc::SIGHUP),
                 status = command_exit => Ended::CommandExited(status.context("lost the command")?),
                 guard = news.readable() => {
                     // A process that starts maps several files in a row: let it.
