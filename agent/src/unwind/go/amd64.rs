@@ -14,8 +14,8 @@
 //! | `asmcgocall` until Go 1.20, without a frame | depth | the frame pointer is that of `cgocall`, and the depth of that is known |
 //! | `systemstack` until Go 1.20, without a frame | depth | frame pointer of the caller: the caller itself is lost, all above is kept |
 //! | `mcall` | depth | `mstart`, the first function of the thread: what runs is the scheduler, for no goroutine |
-//! | `morestack` from 1.21 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
-//! | `morestack` until Go 1.20 | depth | frame pointer of the caller's caller |
+//! | `morestack` from Go 1.25 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
+//! | `morestack` until Go 1.24 | depth | frame pointer of the caller's caller |
 //! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
 //! | `clone` | depth | root of a new thread |
 //! | `rawVforkSyscall` | depth, but the frame pointer of the caller while the return address is in a register | |
