@@ -351,6 +351,17 @@ pub enum Threads {
     Anywhere(u32),
 }
 
+impl Threads {
+    /// How many there are.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        match self {
+            Self::OnOneCpu => 1,
+            Self::Anywhere(count) => count,
+        }
+    }
+}
+
 /// Samples expected, kept and lost.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Samples {
@@ -381,6 +392,13 @@ pub struct Hot {
 }
 
 impl Summary {
+    /// The part of the time in which so many threads ran, had each a CPU to itself all the time.
+    #[must_use]
+    pub fn running_part(&self, threads: u32) -> f64 {
+        let ticks = f64::from(self.rate_hz) * self.duration_s * f64::from(threads);
+        (self.samples.expected / ticks).clamp(0.0, 1.0)
+    }
+
     /// Checks that no sample was lost, and that none was made up: what was kept is within 1 % of
     /// what these threads should have given.
     ///
@@ -397,12 +415,11 @@ impl Summary {
             lost,
             ..
         } = &self.samples;
-        let (threads, least_variance) = match threads {
-            Threads::OnOneCpu => (1, 0.0),
-            Threads::Anywhere(threads) => (threads, 0.25),
+        let part = self.running_part(threads.count());
+        let least_variance = match threads {
+            Threads::OnOneCpu => 0.0,
+            Threads::Anywhere(_) => 0.25,
         };
-        let ticks = f64::from(self.rate_hz) * self.duration_s * f64::from(threads);
-        let part = (expected / ticks).clamp(0.0, 1.0);
         let variance = (1.0 - part).max(least_variance);
         // A tick at either end may or may not be inside.
         let slack = 3.0 * (expected * variance).sqrt() + 2.0;
