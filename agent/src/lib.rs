@@ -11,3 +11,4 @@ pub mod model;
 pub mod pipeline;
 pub mod process;
 pub mod symbolize;
+pub mod unwind;

@@ -3,7 +3,13 @@
 //! In: what to capture and for how long. Out: a finished [`Profile`]. Everything runs on one
 //! thread: the kernel buffers samples, and a tick every fifty milliseconds carries them on.
 
-use std::{collections::VecDeque, process::ExitStatus, time::Duration};
+mod tables;
+
+use std::{
+    collections::VecDeque,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use hotspan_abi::{
@@ -16,6 +22,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
 };
+
+use tables::TableLoader;
 
 use crate::{
     aggregate::{
@@ -38,6 +46,15 @@ use crate::{
 /// How often what the kernel has buffered is read. Short, so that a process which ends soon is
 /// still there when its files are opened.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Unwind tables take this much memory at most, unless more is asked for.
+pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
+
+/// A recording waits this long for the tables of the processes that it starts with.
+const TABLE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// News of processes are read this long after the first of them.
+const COALESCE: Duration = Duration::from_millis(1);
 
 /// What to record.
 pub struct Plan {
@@ -71,6 +88,7 @@ pub struct Recording {
     plan: Plan,
     capture: Capture,
     table: ProcessTable,
+    tables: TableLoader,
     binaries: Binaries,
     samples: Samples,
     account: CpuAccount,
@@ -110,6 +128,7 @@ impl Recording {
             plan,
             capture,
             table,
+            tables: TableLoader::start(DEFAULT_TABLE_BYTES)?,
             binaries,
             samples: Samples::default(),
             start_mono_ns: 0,
@@ -133,13 +152,34 @@ impl Recording {
         for pid in self.cgroup_processes() {
             self.account.add_running(pid);
         }
-        self.start_mono_ns = now_mono_ns();
-        self.capture.start()?;
-        // What runs already is looked up while the first samples come in.
         if matches!(self.plan.settings.target, Target::All) {
             self.table.scan_all(&mut self.binaries);
         }
+        self.wait_for_tables()?;
+        self.start_mono_ns = now_mono_ns();
+        self.capture.start()
+    }
+
+    /// Gives the tables of what runs already a moment, so that the first samples have them.
+    fn wait_for_tables(&mut self) -> Result<()> {
+        let until = Instant::now() + TABLE_PATIENCE;
+        self.update_tables()?;
+        while !self.tables.is_idle() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            self.update_tables()?;
+        }
         Ok(())
+    }
+
+    fn update_tables(&mut self) -> Result<()> {
+        let Self {
+            tables,
+            table,
+            binaries,
+            capture,
+            ..
+        } = self;
+        tables.update(table, binaries, &mut capture.tables, now_mono_ns())
     }
 
     fn cgroup_processes(&self) -> Vec<u32> {
@@ -177,6 +217,7 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let news = self.capture.process_news()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {
@@ -198,8 +239,17 @@ impl Recording {
                 _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
                 _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
                 status = command_exit => Ended::CommandExited(status.context("lost the command")?),
+                guard = news.readable() => {
+                    // A process that starts maps several files in a row: let it.
+                    sleep(COALESCE).await;
+                    guard?.clear_ready();
+                    self.read();
+                    self.update_tables()?;
+                    continue;
+                }
                 _ = tick.tick() => {
                     self.read();
+                    self.update_tables()?;
                     progress(self.samples.count());
                     if self.targets_are_gone() { Ended::TargetsGone } else { continue }
                 }
@@ -328,6 +378,7 @@ impl Recording {
         }
         let mut lost = vec![("malformed_record", self.malformed)];
         lost.push(("side_band_ring_full", self.table.lost_records));
+        lost.push(("unwind_tables_full", self.tables.refused()));
         for (counter, count) in self.capture.counts()? {
             if counter != Counter::SamplesTaken {
                 lost.push((counter.name(), count));

@@ -4,10 +4,17 @@
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::helpers::generated as raw;
-use hotspan_abi::{counters::Counter, limits::WINDOW_WORDS};
-use hotspan_ebpf::unwind::ReadMemory;
+use hotspan_abi::{
+    counters::Counter,
+    limits::WINDOW_WORDS,
+    unwind::{SEGMENT_WORDS, WideRule},
+};
+use hotspan_ebpf::{
+    unwind::{ReadMemory, Tables},
+    verifier::opaque,
+};
 
-use crate::maps::{COUNTS, EVENTS};
+use crate::maps::{COUNTS, EVENTS, SEGMENTS, WIDE_RULES};
 
 /// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
 const RB_NO_WAKEUP: u64 = 1;
@@ -138,7 +145,44 @@ impl ReadMemory for UserMemory {
         Self::read(addr, words)
     }
     #[inline(always)]
-    fn read_pair(&mut self, addr: u64, pair: &mut [u64; 2]) -> bool {
-        Self::read(addr, pair)
+    fn read_word(&mut self, addr: u64) -> Option<u64> {
+        let mut word = 0;
+        Self::read(addr, &mut word).then_some(word)
     }
+}
+
+/// The unwind tables in the maps.
+pub struct MapTables;
+
+impl Tables for MapTables {
+    #[inline(always)]
+    fn word(&self, index: u32) -> u32 {
+        let segment = index / SEGMENT_WORDS as u32;
+        // Not a constant: LLVM would let it share the memory of a setting whose default is zero, too,
+        // and the agent overwrites that.
+        let only = opaque(0) as u32;
+        match SEGMENTS.get_value(segment, &only) {
+            Some(words) => words[opaque(u64::from(index)) as usize & (SEGMENT_WORDS - 1)],
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn pair(&self, index: u32) -> u64 {
+        table_pair(index)
+    }
+
+    #[inline(always)]
+    fn wide(&self, index: u32) -> Option<WideRule> {
+        WIDE_RULES.get(index).copied()
+    }
+}
+
+/// [`Tables::pair`] as a BPF global function: a search that calls it is small for the verifier,
+/// because nothing is known of what it returns.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn table_pair(index: u32) -> u64 {
+    let second = MapTables.word(index.wrapping_add(1));
+    u64::from(MapTables.word(index)) | u64::from(second) << 32
 }

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use hotspan_abi::{
@@ -12,8 +12,9 @@ use hotspan_abi::{
     limits::{MAX_TARGETS, RING_BYTES},
     records::SampleRecord,
     settings::{Offsets, TargetMode},
+    unwind::{MAX_PROCESSES, MAX_SEGMENTS, MAX_WIDE_RULES, ProcessTable, SEGMENT_WORDS, WideRule},
 };
-use hotspan_ebpf::unwind::{Registers, Window};
+use hotspan_ebpf::unwind::Unwinder;
 
 /// Where samples and process events go.
 #[btf_map]
@@ -32,16 +33,33 @@ pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new()
 pub struct Scratch {
     /// The sample as it is built.
     pub record: SampleRecord,
-    /// Registers of the frame that is unwound.
-    pub registers: Registers,
-    /// The part of the user stack that was read.
-    pub window: Window,
+    /// The user stack as it is unwound.
+    pub unwinder: Unwinder,
 }
 
 /// Indexed by CPU: an array lookup is inlined, and nothing else of the sampler can run on this CPU
 /// meanwhile. The agent sets the number of entries to the number of possible CPUs.
 #[btf_map]
 pub static SCRATCH: Array<Scratch, 1> = Array::new();
+
+/// `BPF_F_MMAPABLE`: the agent writes tables without a system call.
+const MMAPABLE: usize = 1 << 10;
+
+/// A segment of the space of unwind tables, see [`hotspan_abi::unwind`].
+pub type Segment = Array<[u32; SEGMENT_WORDS], 1, MMAPABLE>;
+
+/// The space of unwind tables; the agent adds segments as it needs them. Their size is fixed, so
+/// that the kernel can inline the look-up.
+#[btf_map]
+pub static SEGMENTS: ArrayOfMaps<Segment, MAX_SEGMENTS> = ArrayOfMaps::new();
+
+/// Rules that do not fit in a row.
+#[btf_map]
+pub static WIDE_RULES: Array<WideRule, MAX_WIDE_RULES> = Array::new();
+
+/// Processes whose mappings are known: tgid to where they are.
+#[btf_map]
+pub static PROCESSES: HashMap<u32, ProcessTable, MAX_PROCESSES> = HashMap::new();
 
 /// A [`TargetMode`].
 #[unsafe(no_mangle)]

@@ -11,7 +11,13 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use aya_obj::generated::perf_event_attr;
+use aya_obj::generated::perf_type_id::{
+    PERF_TYPE_HARDWARE, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT,
+};
+
 const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_BTF_LOAD: libc::c_int = 18;
@@ -19,10 +25,6 @@ const BPF_BTF_LOAD: libc::c_int = 18;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 /// `_IOW('$', 8, __u32)`.
 const PERF_EVENT_IOC_SET_BPF: libc::Ioctl = 0x4004_2408;
-/// `disabled`, the first bit of the flags of `perf_event_attr`.
-const PERF_DISABLED: u64 = 1;
-/// `exclude_kernel`, the sixth.
-const PERF_EXCLUDE_KERNEL: u64 = 1 << 5;
 
 /// Bytes for the verifier's words: it needs few for programs of a handful of instructions.
 const LOG_BYTES: usize = 16 << 10;
@@ -79,7 +81,7 @@ pub struct Map<'a> {
     pub btf: Option<BorrowedFd<'a>>,
 }
 
-/// An event to open. None of them is ever enabled here.
+/// An event to open, to learn whether the kernel has it. None of them is ever enabled.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// The CPU clock, sampled every so many nanoseconds.
@@ -119,6 +121,15 @@ pub enum Scope {
     Cpu(u32),
     /// The calling thread, on any CPU.
     ThisThread,
+}
+
+#[repr(C)]
+struct MapUpdateAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -182,24 +193,6 @@ struct BtfLoadAttr {
     log_level: u32,
     _pad: u32,
 }
-
-/// `struct perf_event_attr` up to `config2` (`PERF_ATTR_SIZE_VER1`).
-#[repr(C)]
-#[derive(Default)]
-struct PerfEventAttr {
-    kind: u32,
-    size: u32,
-    config: u64,
-    sample_period: u64,
-    sample_type: u64,
-    read_format: u64,
-    flags: u64,
-    wakeup_events: u32,
-    bp_type: u32,
-    config1: u64,
-    config2: u64,
-}
-const _: () = assert!(size_of::<PerfEventAttr>() == 72);
 
 /// Loads a program under a GPL-compatible licence.
 ///
@@ -272,6 +265,31 @@ pub fn create_map(map: &Map<'_>) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_MAP_CREATE, &attr) }
 }
 
+/// Puts a map into an array of maps.
+///
+/// # Errors
+///
+/// What bpf(2) returned.
+pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let inner = inner.as_raw_fd();
+    let attr = MapUpdateAttr {
+        map_fd: outer.as_raw_fd() as u32,
+        _pad: 0,
+        key: &raw const index as u64,
+        value: &raw const inner as u64,
+        flags: 0,
+    };
+    let bytes = size_of::<MapUpdateAttr>();
+    // SAFETY: key and value are four bytes each, as the map's are, and outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, bytes) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Loads type information.
 ///
 /// # Errors
@@ -309,7 +327,15 @@ pub fn attach_raw(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<Ow
 ///
 /// What perf_event_open(2) returned.
 pub fn open_event(event: Event<'_>, scope: Scope) -> io::Result<OwnedFd> {
-    let attr = event_attr(event);
+    open_event_with(&event_attr(event), scope)
+}
+
+/// Opens an event by its whole description.
+///
+/// # Errors
+///
+/// What perf_event_open(2) returned.
+pub fn open_event_with(attr: &perf_event_attr, scope: Scope) -> io::Result<OwnedFd> {
     let (pid, cpu): (libc::pid_t, libc::c_int) = match scope {
         Scope::Cpu(cpu) => (-1, cpu as libc::c_int),
         Scope::ThisThread => (0, -1),
@@ -320,7 +346,7 @@ pub fn open_event(event: Event<'_>, scope: Scope) -> io::Result<OwnedFd> {
     let result = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
-            &raw const attr,
+            &raw const *attr,
             pid,
             cpu,
             no_group,
@@ -328,6 +354,18 @@ pub fn open_event(event: Event<'_>, scope: Scope) -> io::Result<OwnedFd> {
         )
     };
     owned(result)
+}
+
+/// The description of a disabled event with nothing else set.
+#[must_use]
+pub fn plain_event(kind: u32, config: u64) -> perf_event_attr {
+    // SAFETY: the structure is plain numbers, and the kernel asks for zeros where nothing is set.
+    let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
+    attr.type_ = kind;
+    attr.size = size_of::<perf_event_attr>() as u32;
+    attr.config = config;
+    attr.set_disabled(1);
+    attr
 }
 
 /// Makes an event run a program.
@@ -350,48 +388,39 @@ pub fn attach_to_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Re
     Ok(())
 }
 
-fn event_attr(event: Event<'_>) -> PerfEventAttr {
-    const PERF_TYPE_HARDWARE: u32 = 0;
-    const PERF_TYPE_SOFTWARE: u32 = 1;
-    const PERF_TYPE_TRACEPOINT: u32 = 2;
-    let base = PerfEventAttr {
-        size: size_of::<PerfEventAttr>() as u32,
-        flags: PERF_DISABLED,
-        ..PerfEventAttr::default()
-    };
+fn event_attr(event: Event<'_>) -> perf_event_attr {
     // `config` 0 is the CPU clock among software events and cycles among hardware events.
     match event {
-        Event::CpuClock { period_ns } => PerfEventAttr {
-            kind: PERF_TYPE_SOFTWARE,
-            sample_period: period_ns,
-            ..base
-        },
-        Event::Cycles => PerfEventAttr {
-            kind: PERF_TYPE_HARDWARE,
-            flags: PERF_DISABLED | PERF_EXCLUDE_KERNEL,
-            ..base
-        },
-        Event::Tracepoint { id } => PerfEventAttr {
-            kind: PERF_TYPE_TRACEPOINT,
-            config: id,
-            sample_period: 1,
-            ..base
-        },
-        Event::Kprobe { source, function } => PerfEventAttr {
-            kind: source,
-            config1: function.as_ptr() as u64,
-            ..base
-        },
+        Event::CpuClock { period_ns } => {
+            let mut attr = plain_event(PERF_TYPE_SOFTWARE as u32, 0);
+            attr.__bindgen_anon_1.sample_period = period_ns;
+            attr
+        }
+        Event::Cycles => {
+            let mut attr = plain_event(PERF_TYPE_HARDWARE as u32, 0);
+            attr.set_exclude_kernel(1);
+            attr
+        }
+        Event::Tracepoint { id } => {
+            let mut attr = plain_event(PERF_TYPE_TRACEPOINT as u32, id);
+            attr.__bindgen_anon_1.sample_period = 1;
+            attr
+        }
+        Event::Kprobe { source, function } => {
+            let mut attr = plain_event(source, 0);
+            attr.__bindgen_anon_3.config1 = function.as_ptr() as u64;
+            attr
+        }
         Event::Uprobe {
             source,
             path,
             offset,
-        } => PerfEventAttr {
-            kind: source,
-            config1: path.as_ptr() as u64,
-            config2: offset,
-            ..base
-        },
+        } => {
+            let mut attr = plain_event(source, 0);
+            attr.__bindgen_anon_3.config1 = path.as_ptr() as u64;
+            attr.__bindgen_anon_4.config2 = offset;
+            attr
+        }
     }
 }
 

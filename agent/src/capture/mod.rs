@@ -9,8 +9,12 @@ mod cgroup;
 mod cpus;
 pub mod features;
 mod perf_event;
+mod tables;
 
-use std::{env, fs, io, os::fd::AsFd};
+use std::{
+    env, fs, io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
@@ -24,9 +28,12 @@ use hotspan_abi::{
     settings::{Offsets, TargetMode},
 };
 
+use tokio::io::unix::AsyncFd;
+
 use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
 use perf_event::{Sampler, SideBand};
+pub use tables::TableMaps;
 
 /// The programs, compiled from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan.bpf.o");
@@ -72,6 +79,8 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
+    /// The unwind tables.
+    pub tables: TableMaps,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     _programs: Ebpf,
 }
@@ -108,7 +117,9 @@ impl Capture {
         let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
+        let tables = TableMaps::take(&mut programs)?;
         Ok(Self {
+            tables,
             samplers,
             side_bands,
             ring,
@@ -127,6 +138,15 @@ impl Capture {
         self.targets
             .insert(pid, flags, 0)
             .with_context(|| format!("cannot follow process {pid}: too many processes"))
+    }
+
+    /// Something to wait on, readable when a process has mapped a file, started or ended, or has a
+    /// new name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn process_news(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        perf_event::readiness(&self.side_bands)
     }
 
     /// Starts the clocks.

@@ -4,53 +4,23 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya_obj::generated::{
-    perf_event_attr, perf_event_mmap_page,
+    perf_event_mmap_page,
     perf_event_sample_format::{PERF_SAMPLE_TID, PERF_SAMPLE_TIME},
     perf_sw_ids::{PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_DUMMY},
     perf_type_id::PERF_TYPE_SOFTWARE,
 };
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::bpf_syscall::{Scope, attach_to_event, open_event_with, plain_event};
 
 const IOC_ENABLE: libc::Ioctl = 0x2400;
 const IOC_DISABLE: libc::Ioctl = 0x2401;
-const IOC_SET_BPF: libc::Ioctl = 0x4004_2408;
-const FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-
-fn software_event(config: u64) -> perf_event_attr {
-    // SAFETY: the structure is plain numbers, and the kernel asks for zeros where nothing is set.
-    let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
-    attr.type_ = PERF_TYPE_SOFTWARE as u32;
-    attr.size = size_of::<perf_event_attr>() as u32;
-    attr.config = config;
-    attr.set_disabled(1);
-    attr
-}
-
-/// Opens an event that counts every task on one CPU.
-fn open_on_cpu(attr: &mut perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
-    let (any_pid, no_group) = (-1, -1);
-    // SAFETY: the attribute is a live structure of the size it names.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            ptr::from_mut(attr),
-            any_pid,
-            cpu as libc::c_int,
-            no_group,
-            FLAG_FD_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
-}
 
 fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: libc::c_int) -> io::Result<()> {
     // SAFETY: these requests take a number.
@@ -69,12 +39,12 @@ impl Sampler {
     /// # Errors
     /// The kernel's: `EACCES` without the right, `EINVAL` above its highest rate.
     pub fn open(cpu: u32, rate_hz: u32, program: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut attr = software_event(PERF_COUNT_SW_CPU_CLOCK as u64);
+        let mut attr = plain_event(PERF_TYPE_SOFTWARE as u32, PERF_COUNT_SW_CPU_CLOCK as u64);
         attr.__bindgen_anon_1.sample_freq = u64::from(rate_hz);
         attr.set_freq(1);
         attr.set_exclude_idle(1);
-        let fd = open_on_cpu(&mut attr, cpu)?;
-        ioctl(&fd, IOC_SET_BPF, program.as_raw_fd())?;
+        let fd = open_event_with(&attr, Scope::Cpu(cpu))?;
+        attach_to_event(fd.as_fd(), program)?;
         Ok(Self(fd))
     }
 
@@ -101,7 +71,7 @@ const _: () = assert!(SIDE_BAND_BYTES.is_power_of_two());
 
 /// The side band of one CPU: records of executable mappings, names, forks and exits.
 pub struct SideBand {
-    _fd: OwnedFd,
+    fd: OwnedFd,
     ring: Ring,
     record: Vec<u8>,
 }
@@ -112,7 +82,7 @@ impl SideBand {
     /// # Errors
     /// The kernel's.
     pub fn open(cpu: u32) -> io::Result<Self> {
-        let mut attr = software_event(PERF_COUNT_SW_DUMMY as u64);
+        let mut attr = plain_event(PERF_TYPE_SOFTWARE as u32, PERF_COUNT_SW_DUMMY as u64);
         attr.sample_type = PERF_SAMPLE_TID as u64 | PERF_SAMPLE_TIME as u64;
         attr.set_sample_id_all(1);
         attr.set_mmap(1);
@@ -123,18 +93,21 @@ impl SideBand {
         attr.set_use_clockid(1);
         attr.clockid = libc::CLOCK_MONOTONIC;
         attr.set_build_id(1);
-        let fd = match open_on_cpu(&mut attr, cpu) {
+        // Whoever waits is woken by every record: a process may end a moment after it started.
+        attr.set_watermark(1);
+        attr.__bindgen_anon_2.wakeup_watermark = 1;
+        let fd = match open_event_with(&attr, Scope::Cpu(cpu)) {
             // Kernels before 5.12 do not read build ids.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 attr.set_build_id(0);
-                open_on_cpu(&mut attr, cpu)?
+                open_event_with(&attr, Scope::Cpu(cpu))?
             }
             other => other?,
         };
         let ring = Ring::map(&fd)?;
         ioctl(&fd, IOC_ENABLE, 0)?;
         Ok(Self {
-            _fd: fd,
+            fd,
             ring,
             record: Vec::new(),
         })
@@ -160,6 +133,41 @@ impl SideBand {
         }
         self.ring.release(tail);
     }
+}
+
+/// Something to wait on, readable while any of the side bands has records.
+///
+/// # Errors
+/// The kernel's.
+pub fn readiness(side_bands: &[SideBand]) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: takes a flag.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+    for side_band in side_bands {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: 0,
+        };
+        let member = side_band.fd.as_raw_fd();
+        // SAFETY: both descriptors are open, and the event lives as long as the call.
+        let result = unsafe {
+            libc::epoll_ctl(
+                epoll.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                member,
+                &raw mut event,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the descriptor is owned by what it is registered under, and stays the same.
+    unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// A perf ring: a page of positions, then the data.

@@ -8,6 +8,7 @@ mod duration;
 mod flamegraph;
 mod output;
 mod record;
+mod show_unwind;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
     Diff(diff::Args),
     /// Say what this kernel and these rights allow, and how to get what is lacking
     Doctor(doctor::Args),
+    /// Print the rules by which a file's stack frames are unwound
+    ShowUnwind(show_unwind::Args),
 }
 
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Flamegraph(args) => flamegraph::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::ShowUnwind(args) => show_unwind::run(&args),
     };
     match result {
         Ok(code) => code,

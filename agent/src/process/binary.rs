@@ -35,6 +35,12 @@ pub struct KnownBinary {
 }
 
 impl KnownBinary {
+    /// The file, if it could be opened.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
     /// A path under which the file can be opened, whatever became of its name.
     #[must_use]
     pub fn open_path(&self) -> Option<PathBuf> {

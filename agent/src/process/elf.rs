@@ -111,6 +111,25 @@ impl ElfFacts {
     }
 }
 
+impl ElfFacts {
+    /// The ELF address that a mapping of this file starts at. The kernel maps whole pages, so a
+    /// mapping may start before its segment does.
+    #[must_use]
+    pub fn addr_of_mapping(&self, file_offset: u64, len: u64) -> Option<u64> {
+        let end = file_offset.checked_add(len)?;
+        let segment = self.segments.iter().find(|segment| {
+            let size = segment.end - segment.start;
+            segment.file_offset < end && file_offset < segment.file_offset.saturating_add(size)
+        })?;
+        Some(
+            segment
+                .start
+                .wrapping_add(file_offset)
+                .wrapping_sub(segment.file_offset),
+        )
+    }
+}
+
 /// `process.executable.build_id.htlhash` (OpenTelemetry, profiles, mappings): the first 16 bytes of
 /// the SHA-256 of the first 4096 bytes, the last 4096 bytes and the length, big-endian.
 ///

@@ -60,6 +60,12 @@ impl Mappings {
         self.0.splice(first..last, pieces);
     }
 
+    /// All of them, by address.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Mapping] {
+        &self.0
+    }
+
     /// The mapping that holds `addr`.
     #[must_use]
     pub fn find(&self, addr: u64) -> Option<&Mapping> {

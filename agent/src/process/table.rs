@@ -2,7 +2,7 @@
 
 use std::{fs::File, sync::Arc};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     binary::Binaries,
@@ -77,6 +77,8 @@ pub struct ProcessTable {
     scope: Scope,
     running: FxHashMap<u32, Running>,
     sampled: Vec<Sampled>,
+    /// Processes whose mappings are not what they were at the last [`Self::take_changed`].
+    changed: FxHashSet<u32>,
     /// Records of the side band that its ring had no room for.
     pub lost_records: u64,
 }
@@ -92,6 +94,7 @@ impl ProcessTable {
             scope,
             running: FxHashMap::default(),
             sampled: Vec::new(),
+            changed: FxHashSet::default(),
             lost_records: 0,
         }
     }
@@ -118,6 +121,7 @@ impl ProcessTable {
         };
         process.scan_mappings(binaries);
         self.running.insert(pid, process);
+        self.changed.insert(pid);
     }
 
     /// Keeps track of a process that is about to start.
@@ -135,6 +139,9 @@ impl ProcessTable {
             }
             SideBandEvent::Comm { name, is_exec } if pid == tid => {
                 let name: Arc<str> = String::from_utf8_lossy(&name).into();
+                if is_exec {
+                    self.changed.insert(pid);
+                }
                 if let Some(process) = self.tracked(pid) {
                     if is_exec {
                         process.mappings = Mappings::default();
@@ -151,6 +158,7 @@ impl ProcessTable {
             SideBandEvent::Mmap(mapped) => {
                 if let Some(process) = self.tracked(pid) {
                     process.map(&mapped, binaries);
+                    self.changed.insert(pid);
                 }
             }
             SideBandEvent::Fork { .. } | SideBandEvent::Comm { .. } | SideBandEvent::Exit => {}
@@ -182,6 +190,7 @@ impl ProcessTable {
         child.sampled = None;
         child.has_exited = false;
         self.running.insert(pid, child);
+        self.changed.insert(pid);
     }
 
     /// Notes that the last thread of a process has ended. The process stays until
@@ -189,7 +198,38 @@ impl ProcessTable {
     pub fn exit(&mut self, pid: u32) {
         if let Some(process) = self.running.get_mut(&pid) {
             process.has_exited = true;
+            self.changed.insert(pid);
         }
+    }
+
+    /// Processes whose mappings have changed since the last call, those that ended among them.
+    pub fn take_changed(&mut self) -> FxHashSet<u32> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The executable mappings of a process by address; `None` when it has ended.
+    #[must_use]
+    pub fn mappings(&self, pid: u32) -> Option<&[Mapping]> {
+        let process = self
+            .running
+            .get(&pid)
+            .filter(|process| !process.has_exited)?;
+        Some(process.mappings.as_slice())
+    }
+
+    /// Processes that have a file mapped.
+    pub fn users_of(&self, binary: BinaryId) -> impl Iterator<Item = u32> {
+        let maps = move |process: &Running| {
+            process
+                .mappings
+                .as_slice()
+                .iter()
+                .any(|mapping| mapping.code == Code::File(binary))
+        };
+        self.running
+            .iter()
+            .filter(move |(_, process)| maps(process))
+            .map(|(&pid, _)| pid)
     }
 
     /// Forgets the processes that have ended; what was sampled of them stays.
@@ -247,6 +287,7 @@ impl ProcessTable {
         if mapping.is_none() && !process.has_exited && is_due {
             process.scanned_mono_ns = now_mono_ns;
             process.scan_mappings(binaries);
+            self.changed.insert(pid);
             mapping = process.mappings.find(addr).copied();
         }
         let Some(mapping) = mapping else {

@@ -1,6 +1,6 @@
 //! The early step: addresses of one sample to files and offsets.
 
-use hotspan_abi::records::StopReason;
+use hotspan_abi::records::{EXACT_ADDRESS, StopReason};
 
 use crate::{
     decode::record::Sample,
@@ -31,8 +31,10 @@ pub fn normalize(
     let now_mono_ns = sample.header.header.time_mono_ns;
     let mut stop = sample.stop;
     for (depth, addr) in sample.user_frames().enumerate() {
-        let addr = RuntimeAddr(addr);
-        let addr = if depth == 0 { addr } else { addr.lookup_addr() }.0;
+        // The leaf is where the thread was, and so is a frame that a signal interrupted.
+        let is_exact = depth == 0 || addr & EXACT_ADDRESS != 0;
+        let addr = RuntimeAddr(addr & !EXACT_ADDRESS);
+        let addr = if is_exact { addr } else { addr.lookup_addr() }.0;
         match table.find(pid, addr, now_mono_ns, binaries) {
             Found::File(binary, offset) => frames.push(RawFrame::File(binary, offset)),
             Found::Anonymous => frames.push(RawFrame::Anonymous(process, addr)),

@@ -410,7 +410,9 @@ fn note(stop: StopReason) -> Frame {
 /// ends in the middle of nowhere has lost its way like one that leads nowhere.
 fn cut_reason(stop: StopReason) -> &'static str {
     match stop {
-        StopReason::Root | StopReason::NoUnwindTable => "no unwind table",
+        StopReason::Root | StopReason::FramePointerEnd | StopReason::NoUnwindTable => {
+            "no unwind table"
+        }
         StopReason::NoUserStack => "no user stack",
         StopReason::StackReadFailed => "stack read failed",
         StopReason::Truncated => "truncated",

@@ -25,16 +25,16 @@ const ROOTS: &[&str] = &[
 /// Whether a stack is complete. `outermost` are the names of its last two frames, the root first;
 /// a frame without a name is empty.
 ///
-/// A frame pointer of zero alone proves nothing, since code without frame pointers keeps any value
-/// in that register: the names decide. The C library's own first functions have no frame pointer
-/// and often no name, so whatever called `main` is the end too.
+/// A table knows a thread's first function. A chain of frame pointers does not: the names decide. The
+/// C library's own first functions have no frame pointer and often no name, so whatever called
+/// `main` is the end too.
 #[must_use]
 pub fn is_rooted(stop: StopReason, outermost: [&str; 2]) -> bool {
     let [root, callee] = outermost;
     match stop {
-        StopReason::NoUserStack => true,
+        StopReason::NoUserStack | StopReason::Root => true,
         StopReason::Truncated | StopReason::NoRegisters => false,
-        StopReason::Root | StopReason::NoUnwindTable | StopReason::StackReadFailed => {
+        StopReason::FramePointerEnd | StopReason::NoUnwindTable | StopReason::StackReadFailed => {
             ROOTS.contains(&root) || callee == "main"
         }
     }
@@ -46,8 +46,11 @@ mod tests {
 
     #[test]
     fn known_first_functions_are_roots() {
-        assert!(is_rooted(StopReason::Root, ["_start", "__libc_start_main"]));
-        assert!(is_rooted(StopReason::Root, ["runtime.goexit", "main.main"]));
+        assert!(is_rooted(StopReason::Root, ["", ""]));
+        assert!(is_rooted(
+            StopReason::FramePointerEnd,
+            ["runtime.goexit", "main.main"]
+        ));
         assert!(is_rooted(StopReason::NoUnwindTable, ["", "main"]));
         assert!(is_rooted(
             StopReason::NoUserStack,
@@ -57,7 +60,10 @@ mod tests {
 
     #[test]
     fn stack_that_ends_elsewhere_is_not_rooted() {
-        assert!(!is_rooted(StopReason::Root, ["compute", "inner"]));
+        assert!(!is_rooted(
+            StopReason::FramePointerEnd,
+            ["compute", "inner"]
+        ));
         assert!(!is_rooted(StopReason::NoUnwindTable, ["main", "compute"]));
         assert!(!is_rooted(StopReason::Truncated, ["_start", "main"]));
     }

@@ -9,3 +9,4 @@ pub mod counters;
 pub mod limits;
 pub mod records;
 pub mod settings;
+pub mod unwind;

@@ -5,6 +5,10 @@
 
 use crate::limits::{COMM_BYTES, FRAME_SLOTS};
 
+/// Set in a user address that is not a return address but the very instruction that was
+/// interrupted, by a signal: it must not be moved back into a call. No user address has this bit.
+pub const EXACT_ADDRESS: u64 = 1 << 63;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -46,7 +50,7 @@ const _: () = assert!(size_of::<RecordHeader>() == 16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum StopReason {
-    /// The chain ends as the ABI says it does: the stack is complete.
+    /// A table says that this is the thread's first function: the stack is complete.
     Root = 0,
     /// There is no user stack: a kernel thread, or a process that is being made or torn down.
     NoUserStack = 1,
@@ -58,6 +62,9 @@ pub enum StopReason {
     Truncated = 4,
     /// The saved user registers could not be read.
     NoRegisters = 5,
+    /// The chain of frame pointers ends with zero. So it should at the thread's first function, but
+    /// code that keeps no frame pointer may hold any value in its register.
+    FramePointerEnd = 6,
 }
 
 impl TryFrom<u32> for StopReason {
@@ -70,6 +77,7 @@ impl TryFrom<u32> for StopReason {
             3 => Self::StackReadFailed,
             4 => Self::Truncated,
             5 => Self::NoRegisters,
+            6 => Self::FramePointerEnd,
             other => return Err(other),
         })
     }

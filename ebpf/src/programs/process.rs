@@ -13,7 +13,7 @@ use hotspan_abi::{
 use super::target::{is_target, target_flags};
 use crate::{
     kernel_calls::{count, current_pid_tid, now_mono_ns, read_kernel, send},
-    maps::{TARGET_MODE, TARGETS, offset_of},
+    maps::{PROCESSES, TARGET_MODE, TARGETS, offset_of},
 };
 
 /// `sched_process_fork(parent, child)`: children of followed processes are followed too.
@@ -21,6 +21,18 @@ use crate::{
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     let child: u64 = ctx.arg::<u64>(1);
     let (parent_pid, _) = current_pid_tid();
+    let Some(child_pid) = read_kernel::<u32>(child + offset_of!(task_tgid)) else {
+        return 0;
+    };
+    if child_pid == parent_pid {
+        return 0; // A thread.
+    }
+    // A child has its parent's mappings until it replaces its program.
+    // SAFETY: a value that is changed meanwhile is read before or after the change.
+    if let Some(process) = unsafe { PROCESSES.get(parent_pid) } {
+        let process = *process;
+        let _ = PROCESSES.insert(child_pid, process, 0);
+    }
     let flags = target_flags(parent_pid);
     let inherited = if flags & TARGET_LAUNCHER != 0 {
         TARGET_AT_EXEC
@@ -29,12 +41,6 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     } else {
         return 0;
     };
-    let Some(child_pid) = read_kernel::<u32>(child + offset_of!(task_tgid)) else {
-        return 0;
-    };
-    if child_pid == parent_pid {
-        return 0; // A thread.
-    }
     if TARGETS.insert(child_pid, inherited, 0).is_err() {
         count(Counter::TargetsFull);
     } else {
@@ -59,6 +65,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         }
         debug!(&ctx, "command started as process {}", pid);
     }
+    let _ = PROCESSES.remove(pid);
     report(RecordKind::Exec, task, pid, tid, false);
     0
 }
@@ -78,6 +85,7 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     }
     if is_last {
         let _ = TARGETS.remove(pid);
+        let _ = PROCESSES.remove(pid);
     }
     0
 }

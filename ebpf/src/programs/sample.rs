@@ -4,9 +4,10 @@ use aya_ebpf::{EbpfContext, macros::perf_event, programs::PerfEventContext};
 use hotspan_abi::{
     counters::Counter,
     limits::{FRAME_SLOTS, FRAMES_PER_CALL, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, UNWIND_CALLS},
-    records::{RecordHeader, RecordKind, SampleHeader, StopReason},
+    records::{EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, StopReason},
+    unwind::Rule,
 };
-use hotspan_ebpf::unwind::{Step, step_frame_pointer};
+use hotspan_ebpf::unwind::Step;
 
 use super::{
     registers::{interrupted, is_kernel, saved},
@@ -14,10 +15,10 @@ use super::{
 };
 use crate::{
     kernel_calls::{
-        UserMemory, count, cpu, current_comm, current_pid_tid, current_task, kernel_stack,
-        now_mono_ns, read_kernel, send,
+        MapTables, UserMemory, count, cpu, current_comm, current_pid_tid, current_task,
+        kernel_stack, now_mono_ns, read_kernel, send,
     },
-    maps::{KERNEL_STACKS, SCRATCH, Scratch, offset_of},
+    maps::{KERNEL_STACKS, PROCESSES, SCRATCH, Scratch, offset_of},
 };
 
 #[perf_event]
@@ -32,9 +33,7 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         count(Counter::NoScratch);
         return 0;
     };
-    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
-    let scratch = unsafe { &mut *scratch };
-    scratch.record.sample = SampleHeader {
+    let sample = SampleHeader {
         header: RecordHeader {
             kind: RecordKind::Sample as u32,
             total_bytes: 0,
@@ -45,37 +44,46 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         cpu,
         ..SampleHeader::default()
     };
+    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
+    unsafe { (*scratch).record.sample = sample };
     // SAFETY: the field is 16 bytes of this CPU's slot.
-    unsafe { current_comm(&raw mut scratch.record.sample.comm) };
-
-    let stop = walk(&ctx, scratch, cpu);
-    scratch.record.sample.stop = stop as u32;
-    submit(scratch);
+    unsafe { current_comm(&raw mut (*scratch).record.sample.comm) };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    let stop = match unsafe { start(&ctx, &mut *scratch, pid) } {
+        None => walk_user(cpu),
+        Some(stop) => stop,
+    };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    unsafe { submit(&mut *scratch, stop) };
     0
 }
 
-/// Fills in both parts of the stack and tells why the user part ends.
+/// Fills in the kernel's part of the stack, and puts the unwinder at the first user frame; or tells
+/// why there is none.
 #[inline(always)]
-fn walk(ctx: &PerfEventContext, scratch: &mut Scratch, cpu: u32) -> StopReason {
-    scratch.registers = interrupted(ctx);
-    if is_kernel(scratch.registers.ip) {
+fn start(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32) -> Option<StopReason> {
+    let mut registers = interrupted(ctx);
+    if is_kernel(registers.ip) {
         if KERNEL_STACKS.load() != 0 {
             walk_kernel(ctx, scratch);
         }
         // A kernel thread has no memory of its own, nor has a process on its way out.
         match read_kernel::<u64>(current_task() + offset_of!(task_mm)) {
-            None | Some(0) => return StopReason::NoUserStack,
+            None | Some(0) => return Some(StopReason::NoUserStack),
             Some(_) => {}
         }
-        let Some(registers) = saved() else {
-            return StopReason::NoRegisters;
-        };
-        if registers.ip == 0 || is_kernel(registers.ip) {
-            return StopReason::NoUserStack;
+        match saved() {
+            None => return Some(StopReason::NoRegisters),
+            Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => {
+                return Some(StopReason::NoUserStack);
+            }
+            Some(saved) => registers = saved,
         }
-        scratch.registers = registers;
     }
-    walk_user(cpu)
+    // SAFETY: a value that is changed meanwhile is read before or after the change.
+    let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
+    scratch.unwinder.start(registers, process);
+    None
 }
 
 #[inline(always)]
@@ -98,8 +106,8 @@ fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
 
 #[inline(always)]
 fn walk_user(cpu: u32) -> StopReason {
-    for call in 0..UNWIND_CALLS {
-        match unwind_frames(cpu, call as u32) {
+    for _ in 0..UNWIND_CALLS {
+        match unwind_frames(cpu) {
             CONTINUE => {}
             reason => return StopReason::try_from(reason).unwrap_or(StopReason::NoUnwindTable),
         }
@@ -114,24 +122,18 @@ const CONTINUE: u32 = u32::MAX;
 /// and on its own: only numbers cross it, so it finds the state by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
+pub extern "C" fn unwind_frames(cpu: u32) -> u32 {
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return StopReason::NoRegisters as u32;
     };
-    // SAFETY: the slot is this CPU's, and the caller does not touch it meanwhile.
-    let scratch = unsafe { &mut *scratch };
-    if call == 0 {
-        scratch.window.start = 0;
-    }
     for _ in 0..FRAMES_PER_CALL {
-        let sample = &mut scratch.record.sample;
-        if sample.user_frames >= MAX_USER_FRAMES as u32 {
+        // SAFETY: the slot is this CPU's, and the reference ends with the call.
+        if !unsafe { push_frame(&mut *scratch) } {
             return StopReason::Truncated as u32;
         }
-        let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
-        scratch.record.frames[slot] = scratch.registers.ip;
-        sample.user_frames += 1;
-        let step = step_frame_pointer(&mut scratch.registers, &mut scratch.window, &mut UserMemory);
+        let rule = Rule(find_rule(cpu));
+        // SAFETY: the slot is this CPU's, and the reference ends with the call.
+        let step = unsafe { (*scratch).unwinder.step(rule, &mut UserMemory, &MapTables) };
         if let Step::Stop(reason) = step {
             return reason as u32;
         }
@@ -139,8 +141,54 @@ pub extern "C" fn unwind_frames(cpu: u32, call: u32) -> u32 {
     CONTINUE
 }
 
+/// Adds the frame that the unwinder is at to the sample; false when it is full.
 #[inline(always)]
-fn submit(scratch: &mut Scratch) {
+fn push_frame(scratch: &mut Scratch) -> bool {
+    let sample = &mut scratch.record.sample;
+    if sample.user_frames >= MAX_USER_FRAMES as u32 {
+        return false;
+    }
+    let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
+    // The leaf is exact anyway; of the others, those where a signal hit.
+    let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
+    let mark = if is_exact { EXACT_ADDRESS } else { 0 };
+    scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
+    sample.user_frames += 1;
+    true
+}
+
+/// The rule for the frame that the unwinder is at, in a global function of its own: the search
+/// inside the loop above would be more than the verifier bears.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_rule(cpu: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        return Rule::NONE.0;
+    };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    let is_in_mapping = unsafe { (*scratch).unwinder.is_in_mapping() };
+    // Code in no mapping that is known may still keep the frame pointer.
+    if !is_in_mapping && find_mapping(cpu) == 0 {
+        return Rule::FRAME_POINTER.0;
+    }
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    unsafe { (*scratch).unwinder.find_rule(&MapTables) }.0
+}
+
+/// Finds the mapping of the frame that the unwinder is at; 0 when it is in none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_mapping(cpu: u32) -> u32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+        return 0;
+    };
+    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    u32::from(unsafe { (*scratch).unwinder.find_mapping(&MapTables) })
+}
+
+#[inline(always)]
+fn submit(scratch: &mut Scratch, stop: StopReason) {
+    scratch.record.sample.stop = stop as u32;
     let frames = scratch.record.sample.kernel_frames + scratch.record.sample.user_frames;
     // The mask is for the verifier: the number of frames never reaches FRAME_SLOTS * 2.
     let bytes = size_of::<SampleHeader>() as u32

@@ -33,7 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("export",    &["model"]),
     ("pipeline",  &["model", "config", "telemetry", "audit", "capture", "decode", "process", "unwind", "context",
                     "protocol", "symbolize", "resource", "aggregate", "export"]),
-    ("cli",       &["model", "config", "telemetry", "audit", "capture", "process", "symbolize", "export", "pipeline"]),
+    ("cli",       &["model", "config", "telemetry", "audit", "capture", "process", "unwind", "symbolize", "export",
+                    "pipeline"]),
 ];
 
 /// Crates that have one home, so that replacing one is a change of that home alone.
@@ -44,7 +45,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("aya_obj",             &["capture"]),
     ("blazesym",            &["symbolize"]),
     ("clap",                &["cli"]),
-    ("flate2",              &["export"]),
+    ("flate2",              &["unwind", "export"]),
     ("hotspan_abi",         &["model", "capture", "decode", "unwind", "symbolize", "aggregate", "pipeline"]),
     ("hotspan_proto",       &["export"]),
     ("hyper",               &["export"]),

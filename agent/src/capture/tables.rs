@@ -1,0 +1,144 @@
+//! The unwind tables in the kernel's maps: where updates of [`crate::unwind`] go.
+#![allow(unsafe_code)] // The segments are mapped into our memory.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    ptr::{self, NonNull},
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData},
+};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
+use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WideRule};
+
+use super::{bpf_syscall, take_map};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+const SEGMENT_BYTES: usize = SEGMENT_WORDS * 4;
+
+/// The maps of the unwinder.
+pub struct TableMaps {
+    outer: MapData,
+    wide: Array<MapData, [u32; 6]>,
+    processes: HashMap<MapData, u32, [u32; 2]>,
+    segments: Vec<Segment>,
+}
+
+impl TableMaps {
+    /// Takes the maps of a loaded object.
+    pub fn take(programs: &mut Ebpf) -> Result<Self> {
+        let outer = match take_map(programs, "SEGMENTS")? {
+            Map::ArrayOfMaps(map) => map,
+            _ => anyhow::bail!("the map SEGMENTS is no array of maps"),
+        };
+        Ok(Self {
+            outer,
+            wide: Array::try_from(take_map(programs, "WIDE_RULES")?)?,
+            processes: HashMap::try_from(take_map(programs, "PROCESSES")?)?,
+            segments: Vec::new(),
+        })
+    }
+
+    /// Makes the space at least `count` segments long.
+    pub fn grow(&mut self, count: usize) -> Result<()> {
+        while self.segments.len() < count {
+            let segment = Segment::create().context("cannot make room for unwind tables")?;
+            let index = self.segments.len() as u32;
+            bpf_syscall::set_inner_map(self.outer.fd().as_fd(), index, segment.fd.as_fd())
+                .context("cannot make room for unwind tables")?;
+            self.segments.push(segment);
+        }
+        Ok(())
+    }
+
+    /// Writes words from index `at` on, across segments when need be.
+    pub fn write(&mut self, at: u32, mut words: &[u32]) {
+        let mut at = at as usize;
+        while !words.is_empty() {
+            let (segment, offset) = (at / SEGMENT_WORDS, at % SEGMENT_WORDS);
+            let (now, rest) = words.split_at(words.len().min(SEGMENT_WORDS - offset));
+            if let Some(segment) = self.segments.get_mut(segment) {
+                segment.words()[offset..offset + now.len()].copy_from_slice(now);
+            }
+            at += now.len();
+            words = rest;
+        }
+    }
+
+    /// Sets a wide rule.
+    pub fn set_wide(&mut self, index: u32, rule: &WideRule) -> Result<()> {
+        let words = [
+            rule.cfa_base,
+            rule.cfa_offset as u32,
+            rule.cfa_is_read,
+            rule.cfa_addend as u32,
+            rule.fp_rule,
+            rule.fp_offset as u32,
+        ];
+        Ok(self.wide.set(index, words, 0)?)
+    }
+
+    /// Says where the mappings of a process are.
+    pub fn set_process(&mut self, pid: u32, table: ProcessTable) -> Result<()> {
+        Ok(self
+            .processes
+            .insert(pid, [table.mappings, table.count], 0)?)
+    }
+
+    /// Forgets a process. The kernel side may have done so already.
+    pub fn forget_process(&mut self, pid: u32) {
+        let _ = self.processes.remove(&pid);
+    }
+}
+
+/// One segment: a map of a single large value, mapped into our memory.
+struct Segment {
+    fd: OwnedFd,
+    words: NonNull<u32>,
+}
+
+impl Segment {
+    fn create() -> io::Result<Self> {
+        let fd = bpf_syscall::create_map(&bpf_syscall::Map {
+            kind: BPF_MAP_TYPE_ARRAY as u32,
+            key_bytes: 4,
+            value_bytes: SEGMENT_BYTES as u32,
+            max_entries: 1,
+            flags: BPF_F_MMAPABLE,
+            btf: None,
+        })?;
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                SEGMENT_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let words = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { fd, words })
+    }
+
+    fn words(&mut self) -> &mut [u32] {
+        // SAFETY: the mapping is this long and ours alone on this side; the kernel side reads it a
+        // word at a time and copes with any value.
+        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), SEGMENT_WORDS) }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nothing refers to it any more.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), SEGMENT_BYTES) };
+    }
+}

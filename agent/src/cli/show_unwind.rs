@@ -1,0 +1,106 @@
+//! `hotspan show-unwind`: the rules by which a file's stack frames are unwound.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    ops::Range,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use object::ReadCache;
+
+use super::UsageError;
+use super::output::Output;
+use crate::unwind::{Found, Reason, Rows, debug_file, eh_frame, show::Shown, table};
+
+/// Prints the rules by which a file's stack frames are unwound.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Executable or shared library.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Only the row for this address, hexadecimal, as `nm` and `objdump` print it.
+    #[arg(value_name = "ADDR")]
+    addr: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let addr = args.addr.as_deref().map(parse_addr).transpose()?;
+    let cannot = || format!("cannot read {}", args.file.display());
+    let open = |path: &PathBuf| File::open(path).map(ReadCache::new);
+    let file = open(&args.file).with_context(cannot)?;
+    let path = args.file.canonicalize().with_context(cannot)?;
+    let candidates = debug_file::candidates(&file, &path, "/".as_ref());
+    let debug_file = candidates
+        .iter()
+        .filter_map(|path| Some((path, open(path).ok()?)))
+        .find(|(_, debug_file)| debug_file::belongs(debug_file, &file));
+    let found = eh_frame::rows(&file, debug_file.as_ref().map(|(_, file)| file));
+    let found = found.with_context(cannot)?;
+    Output::prepare("-")?.write(|out| {
+        writeln!(out, "{:16} {:18} {:10} ra", "LOC", "CFA", "rbp")?;
+        for &(addr, rule) in &found.rows.rows[shown(&found.rows, addr)] {
+            writeln!(out, "{addr:016x} {}", Shown(rule, &found.rows.wide))?;
+        }
+        if let (Some((path, _)), None) = (&debug_file, addr) {
+            writeln!(out, "\nmore rows from {}", path.display())?;
+        }
+        match addr {
+            Some(_) => Ok(()),
+            None => summarize(&found, out),
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse_addr(text: &str) -> Result<u64, UsageError> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|_| {
+        UsageError(format!(
+            "`{text}` is no address; write it in hexadecimal, as `nm` prints it"
+        ))
+    })
+}
+
+/// The rows to print: all, or the one for an address.
+fn shown(rows: &Rows, addr: Option<u64>) -> Range<usize> {
+    let Some(addr) = addr else {
+        return 0..rows.rows.len();
+    };
+    let behind = rows.rows.partition_point(|row| row.0 <= addr);
+    behind.saturating_sub(1)..behind
+}
+
+/// How large the table is, and what is lacking.
+fn summarize(found: &Found, out: &mut dyn Write) -> io::Result<()> {
+    let report = &found.report;
+    let pieces = report.text.iter().cloned();
+    let pieces = pieces.flat_map(|text| table::pieces(&found.rows, text));
+    let (mut rows, mut bytes) = (0, 0);
+    for table in pieces.filter_map(|piece| table::build(&found.rows, piece)) {
+        rows += table.row_count();
+        bytes += 4 * table.words.len();
+    }
+    writeln!(
+        out,
+        "\n{rows} rows, {} wide rules, {bytes} bytes of tables, {:.1} bytes per row",
+        found.rows.wide.len(),
+        bytes as f64 / rows.max(1) as f64
+    )?;
+    let text: u64 = report.text.iter().map(|text| text.end - text.start).sum();
+    writeln!(
+        out,
+        "{text} bytes of text, {:.1} % of it without unwind information",
+        100.0 * report.bare_bytes as f64 / text.max(1) as f64
+    )?;
+    for (reason, name) in Reason::ALL {
+        let count = report.refused(reason);
+        if count > 0 {
+            writeln!(out, "refused: {name}: {count}")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,512 @@
+//! Call frame information: runs the programs of one section, row by row.
+//!
+//! The instructions are gimli's; the evaluation is ours, because only three of the columns matter,
+//! and because a program's cost must be linear in its own length: the rows of a CIE are computed
+//! once and not for each function. Source: DWARF 5, section 6.4; LSB 5, `.eh_frame`.
+
+use std::ops::Range;
+
+use gimli::{
+    BaseAddresses, CallFrameInstruction, CallFrameInstructionIter, CommonInformationEntry,
+    EndianSlice, Format, LittleEndian, Reader, Register, UnwindExpression, UnwindOffset,
+    UnwindSection,
+};
+use hotspan_abi::unwind::Rule;
+
+use super::{
+    Reason, Report, TableRule,
+    arch::{self, Meaning},
+    steps::{Steps, WideRules},
+};
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Functions of one file; the largest known binaries have a fifth of this.
+const MAX_FUNCTIONS: usize = 4 << 20;
+/// Steps of one file: 256 MiB while a table is made, and as many rows as a quarter of all tables.
+pub(super) const MAX_STEPS: usize = 16 << 20;
+/// Rows of one function.
+const MAX_FUNCTION_ROWS: usize = 64 << 10;
+/// Bytes of a CIE. It may be read again for each function; those of compilers have 32.
+const MAX_CIE_BYTES: usize = 512;
+/// States that a program can remember at once. Compilers remember one.
+const MAX_REMEMBERED: usize = 32;
+/// CIEs that are kept, by their offset.
+const KNOWN_CIES: usize = 64;
+
+/// How the CFA is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cfa {
+    Register(Register, i64),
+    Expression(UnwindExpression<usize>),
+}
+
+/// Where a register of the caller is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Saved {
+    /// In the register itself.
+    Same,
+    /// Nowhere.
+    Undefined,
+    /// In memory at an offset from the CFA.
+    AtCfa(i64),
+    /// In memory where an expression says.
+    AtExpression(UnwindExpression<usize>),
+    /// In another register, or computed.
+    Elsewhere,
+}
+
+/// The columns of a row that matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub cfa: Cfa,
+    pub fp: Saved,
+    pub ra: Saved,
+}
+
+impl State {
+    const INITIAL: Self = Self {
+        cfa: Cfa::Register(Register(u16::MAX), 0),
+        fp: Saved::Same,
+        ra: Saved::Same,
+    };
+
+    fn column(&mut self, register: Register) -> Option<&mut Saved> {
+        match register {
+            arch::FRAME_POINTER => Some(&mut self.fp),
+            arch::RETURN_ADDRESS => Some(&mut self.ra),
+            _ => None,
+        }
+    }
+}
+
+/// A function that a section describes.
+struct Function {
+    start: u64,
+    end: u64,
+    /// Offset of its FDE.
+    offset: usize,
+}
+
+/// A CIE and the state that its program leads to.
+struct Cie<'a> {
+    offset: usize,
+    entry: CommonInformationEntry<Slice<'a>>,
+    initial: State,
+}
+
+/// A section of unwind information.
+pub(super) struct Frames<'a, S> {
+    pub section: S,
+    pub bytes: &'a [u8],
+    pub bases: &'a BaseAddresses,
+    /// Whether what follows a terminator is something else.
+    pub ends_at_zero: bool,
+}
+
+/// What came out so far, of all sections.
+#[derive(Default)]
+pub(super) struct Output {
+    pub wide: WideRules,
+    pub report: Report,
+}
+
+impl<'a, S> Frames<'a, S>
+where
+    S: UnwindSection<Slice<'a>>,
+    S::Offset: UnwindOffset<usize>,
+{
+    /// What the section says of the addresses in `text`.
+    pub fn steps(&self, text: &[Range<u64>], output: &mut Output) -> Steps {
+        let mut cies = Cies::default();
+        let mut functions = self.functions(text, &mut cies, &mut output.report);
+        functions.sort_by_key(|function| function.start);
+        let mut steps = Steps::default();
+        let mut remembered = Vec::new();
+        for index in 0..functions.len() {
+            let function = &functions[index];
+            let next = functions.get(index + 1).map_or(u64::MAX, |next| next.start);
+            // A function that starts within another one wins from there on, as it does in the
+            // search of `.eh_frame_hdr`; of two at one address the later one in the section.
+            if next < function.end {
+                output.report.refuse(Reason::Overlap);
+            }
+            let range = function.start..function.end.min(next);
+            if range.is_empty() {
+                continue;
+            }
+            if steps.len() >= MAX_STEPS {
+                output.report.refuse(Reason::TooMany);
+                break;
+            }
+            let mut program = Program {
+                frames: self,
+                range,
+                output,
+                steps: &mut steps,
+                remembered: &mut remembered,
+            };
+            program.run(function.offset, &mut cies);
+        }
+        steps
+    }
+
+    /// All functions in `text`, in the section's order.
+    fn functions(
+        &self,
+        text: &[Range<u64>],
+        cies: &mut Cies<'a>,
+        report: &mut Report,
+    ) -> Vec<Function> {
+        let mut functions = Vec::new();
+        let mut offset = 0;
+        while let Some(entry) = self.entry_at(offset) {
+            match entry {
+                Entry::Terminator if self.ends_at_zero => break,
+                Entry::Terminator => offset += 4,
+                Entry::Cie { next } => offset = next,
+                Entry::Function { next } => {
+                    let Some(range) = self.function_range(offset, cies) else {
+                        report.refuse(Reason::BadEntry);
+                        offset = next;
+                        continue;
+                    };
+                    if functions.len() == MAX_FUNCTIONS {
+                        report.refuse(Reason::TooMany);
+                        break;
+                    }
+                    if is_inside(&range, text) {
+                        functions.push(Function {
+                            start: range.start,
+                            end: range.end,
+                            offset,
+                        });
+                    } else {
+                        report.refuse(Reason::OutsideText);
+                    }
+                    offset = next;
+                }
+                Entry::Broken => {
+                    report.refuse(Reason::BadEntry);
+                    break;
+                }
+            }
+        }
+        functions
+    }
+
+    /// Finds out what lies at an offset; gimli's own iterator would stop at the first error.
+    fn entry_at(&self, offset: usize) -> Option<Entry> {
+        let rest = self.bytes.get(offset..).filter(|rest| !rest.is_empty())?;
+        let mut input = EndianSlice::new(rest, LittleEndian);
+        let Ok((len, format)) = input.read_initial_length() else {
+            return Some(Entry::Broken);
+        };
+        if len == 0 {
+            return Some(Entry::Terminator);
+        }
+        let Ok(mut body) = input.split(len) else {
+            return Some(Entry::Broken);
+        };
+        let next = self.bytes.len() - input.len();
+        let id = match S::cie_offset_encoding(format) {
+            gimli::CieOffsetEncoding::U32 => body.read_u32().map(u64::from),
+            gimli::CieOffsetEncoding::U64 => body.read_u64(),
+        };
+        match id {
+            Ok(id) if S::is_cie(format, id) => Some(Entry::Cie { next }),
+            _ => Some(Entry::Function { next }),
+        }
+    }
+
+    fn function_range(&self, offset: usize, cies: &mut Cies<'a>) -> Option<Range<u64>> {
+        let partial = self
+            .section
+            .partial_fde_from_offset(self.bases, offset.into())
+            .ok()?;
+        let cie = cies.get(self, UnwindOffset::into(partial.cie_offset()))?;
+        let function = partial.parse(|_, _, _| Ok(cie.entry.clone())).ok()?;
+        let start = function.initial_address();
+        Some(start..start.checked_add(function.len())?)
+    }
+
+    /// The bytes of an expression of this section.
+    fn expression(&self, place: UnwindExpression<usize>) -> &'a [u8] {
+        let end = place.offset.saturating_add(place.length);
+        self.bytes.get(place.offset..end).unwrap_or_default()
+    }
+}
+
+/// What lies at an offset of a section.
+enum Entry {
+    Terminator,
+    Cie { next: usize },
+    Function { next: usize },
+    Broken,
+}
+
+fn is_inside(range: &Range<u64>, text: &[Range<u64>]) -> bool {
+    let index = text.partition_point(|text| text.start <= range.start);
+    let text = index.checked_sub(1).map(|index| &text[index]);
+    text.is_some_and(|text| range.start < text.end && range.end <= text.end)
+}
+
+/// CIEs that were read, by a few bits of their offset.
+struct Cies<'a>(Vec<Option<Cie<'a>>>);
+
+impl Default for Cies<'_> {
+    fn default() -> Self {
+        Self((0..KNOWN_CIES).map(|_| None).collect())
+    }
+}
+
+impl<'a> Cies<'a> {
+    fn get<S>(&mut self, frames: &Frames<'a, S>, offset: usize) -> Option<&Cie<'a>>
+    where
+        S: UnwindSection<Slice<'a>>,
+        S::Offset: UnwindOffset<usize>,
+    {
+        let slot = &mut self.0[offset / 4 % KNOWN_CIES];
+        if slot.as_ref().is_none_or(|cie| cie.offset != offset) {
+            *slot = Some(Self::read(frames, offset)?);
+        }
+        slot.as_ref()
+    }
+
+    fn read<S>(frames: &Frames<'a, S>, offset: usize) -> Option<Cie<'a>>
+    where
+        S: UnwindSection<Slice<'a>>,
+        S::Offset: UnwindOffset<usize>,
+    {
+        let mut input = EndianSlice::new(frames.bytes.get(offset..)?, LittleEndian);
+        let (len, _): (usize, Format) = input.read_initial_length().ok()?;
+        if len > MAX_CIE_BYTES {
+            return None;
+        }
+        let entry = frames
+            .section
+            .cie_from_offset(frames.bases, offset.into())
+            .ok()?;
+        let mut initial = State::INITIAL;
+        let mut instructions = entry.instructions(&frames.section, frames.bases);
+        while let Some(instruction) = instructions.next().ok()? {
+            match apply(&mut initial, &instruction, &entry, None) {
+                Change::Column => {}
+                Change::Other | Change::Invalid => return None,
+            }
+        }
+        Some(Cie {
+            offset,
+            entry,
+            initial,
+        })
+    }
+}
+
+/// One function's program.
+struct Program<'p, 'a, S> {
+    frames: &'p Frames<'a, S>,
+    range: Range<u64>,
+    output: &'p mut Output,
+    steps: &'p mut Steps,
+    remembered: &'p mut Vec<State>,
+}
+
+impl<'a, S> Program<'_, 'a, S>
+where
+    S: UnwindSection<Slice<'a>>,
+    S::Offset: UnwindOffset<usize>,
+{
+    /// Appends the function's rows. Behind what cannot be understood there is no rule.
+    fn run(&mut self, offset: usize, cies: &mut Cies<'a>) {
+        let end = self.range.end;
+        if let Err((addr, reason)) = self.try_run(offset, cies) {
+            self.output.report.refuse(reason);
+            self.steps.push(addr, Some(TableRule::NONE));
+        }
+        self.steps.push(end, None);
+    }
+
+    fn try_run(&mut self, offset: usize, cies: &mut Cies<'a>) -> Result<(), (u64, Reason)> {
+        let Frames { section, bases, .. } = self.frames;
+        let mut addr = self.range.start;
+        let bad_entry = (addr, Reason::BadEntry);
+        let partial = section
+            .partial_fde_from_offset(bases, offset.into())
+            .map_err(|_| bad_entry)?;
+        let cie = cies
+            .get(self.frames, UnwindOffset::into(partial.cie_offset()))
+            .ok_or(bad_entry)?;
+        let function = partial
+            .parse(|_, _, _| Ok(cie.entry.clone()))
+            .map_err(|_| bad_entry)?;
+        let is_signal = function.is_signal_trampoline();
+        let mut instructions: CallFrameInstructionIter<'_, Slice<'a>> =
+            function.instructions(section, bases);
+        let mut state = cie.initial;
+        let mut rows = 0;
+        self.remembered.clear();
+        loop {
+            let bad_program = |_| (addr, Reason::BadProgram);
+            let Some(instruction) = instructions.next().map_err(bad_program)? else {
+                break;
+            };
+            match apply(&mut state, &instruction, &cie.entry, Some(&cie.initial)) {
+                Change::Column => continue,
+                Change::Invalid => return Err((addr, Reason::BadProgram)),
+                Change::Other => {}
+            }
+            let next = match instruction {
+                CallFrameInstruction::RememberState if self.remembered.len() < MAX_REMEMBERED => {
+                    self.remembered.push(state);
+                    continue;
+                }
+                CallFrameInstruction::RestoreState => {
+                    let remembered = self.remembered.pop();
+                    state = remembered.ok_or((addr, Reason::BadProgram))?;
+                    continue;
+                }
+                CallFrameInstruction::SetLoc { address } => Some(address),
+                CallFrameInstruction::AdvanceLoc { delta } => {
+                    let bytes = u64::from(delta).checked_mul(cie.entry.code_alignment_factor());
+                    bytes.and_then(|bytes| addr.checked_add(bytes))
+                }
+                _ => None,
+            };
+            let next = next
+                .filter(|&next| next >= addr)
+                .ok_or((addr, Reason::BadProgram))?;
+            if next > addr {
+                self.row(addr..next, &state, is_signal);
+                rows += 1;
+            }
+            addr = next;
+            if addr >= self.range.end {
+                return Ok(());
+            }
+            if rows == MAX_FUNCTION_ROWS {
+                return Err((addr, Reason::TooMany));
+            }
+        }
+        self.row(addr..self.range.end, &state, is_signal);
+        Ok(())
+    }
+
+    /// Appends what a row says for a range of addresses.
+    fn row(&mut self, range: Range<u64>, state: &State, is_signal: bool) {
+        let meaning = arch::meaning(state, is_signal, |place| self.frames.expression(place));
+        let rule = match meaning {
+            Ok(Meaning::Short(rule)) => Ok(TableRule::Short(rule)),
+            Ok(Meaning::Wide(wide)) => self.output.wide.rule(wide).ok_or(Reason::TooMany),
+            Ok(Meaning::Plt(arch::PLT_PUSH)) => Ok(TableRule::Short(Rule::PLT)),
+            Ok(Meaning::Plt(push)) => return self.plt_rows(range, push),
+            Err(reason) => Err(reason),
+        };
+        let rule = rule.unwrap_or_else(|reason| {
+            self.output.report.refuse(reason);
+            TableRule::NONE
+        });
+        self.steps.push(range.start, Some(rule));
+    }
+
+    /// Writes a procedure linkage table out that has no rule of its own.
+    fn plt_rows(&mut self, range: Range<u64>, push: u64) {
+        let end = range.end.min(self.range.end);
+        let mut addr = range.start;
+        while addr < end && self.steps.len() < MAX_STEPS {
+            let into = addr % arch::PLT_ENTRY_BYTES;
+            let is_pushed = into >= push;
+            self.steps
+                .push(addr, Some(TableRule::Short(arch::plt_rule(is_pushed))));
+            let boundary = if is_pushed {
+                arch::PLT_ENTRY_BYTES
+            } else {
+                push
+            };
+            addr += boundary - into;
+        }
+    }
+}
+
+/// What an instruction did.
+enum Change {
+    /// It changed a column, or nothing that matters.
+    Column,
+    /// It is none that changes a column.
+    Other,
+    /// It has no meaning here.
+    Invalid,
+}
+
+/// Applies an instruction that changes columns; `initial` is what `restore` restores.
+fn apply(
+    state: &mut State,
+    instruction: &CallFrameInstruction<usize>,
+    cie: &CommonInformationEntry<Slice<'_>>,
+    initial: Option<&State>,
+) -> Change {
+    use CallFrameInstruction as I;
+    let factored = |offset: i64| offset.wrapping_mul(cie.data_alignment_factor());
+    match *instruction {
+        I::DefCfa { register, offset } => state.cfa = Cfa::Register(register, offset as i64),
+        I::DefCfaSf {
+            register,
+            factored_offset,
+        } => state.cfa = Cfa::Register(register, factored(factored_offset)),
+        I::DefCfaRegister { register } => match &mut state.cfa {
+            Cfa::Register(base, _) => *base = register,
+            Cfa::Expression(_) => return Change::Invalid,
+        },
+        I::DefCfaOffset { offset } => match &mut state.cfa {
+            Cfa::Register(_, sum) => *sum = offset as i64,
+            Cfa::Expression(_) => return Change::Invalid,
+        },
+        I::DefCfaOffsetSf { factored_offset } => match &mut state.cfa {
+            Cfa::Register(_, sum) => *sum = factored(factored_offset),
+            Cfa::Expression(_) => return Change::Invalid,
+        },
+        I::DefCfaExpression { expression } => state.cfa = Cfa::Expression(expression),
+        I::Restore { register } => {
+            let Some(mut initial) = initial.copied() else {
+                return Change::Invalid;
+            };
+            if let (Some(column), Some(was)) = (state.column(register), initial.column(register)) {
+                *column = *was;
+            }
+        }
+        I::Undefined { register } => set(state, register, Saved::Undefined),
+        I::SameValue { register } => set(state, register, Saved::Same),
+        I::Offset {
+            register,
+            factored_offset,
+        } => set(
+            state,
+            register,
+            Saved::AtCfa(factored(factored_offset as i64)),
+        ),
+        I::OffsetExtendedSf {
+            register,
+            factored_offset,
+        } => set(state, register, Saved::AtCfa(factored(factored_offset))),
+        I::Expression {
+            register,
+            expression,
+        } => set(state, register, Saved::AtExpression(expression)),
+        I::ValOffset { register, .. }
+        | I::ValOffsetSf { register, .. }
+        | I::ValExpression { register, .. } => set(state, register, Saved::Elsewhere),
+        I::Register { dest_register, .. } => set(state, dest_register, Saved::Elsewhere),
+        I::ArgsSize { .. } | I::Nop => {}
+        I::SetLoc { .. } | I::AdvanceLoc { .. } | I::RememberState | I::RestoreState => {
+            return Change::Other;
+        }
+        _ => return Change::Invalid,
+    }
+    Change::Column
+}
+
+fn set(state: &mut State, register: Register, saved: Saved) {
+    if let Some(column) = state.column(register) {
+        *column = saved;
+    }
+}

@@ -1,0 +1,98 @@
+//! From an ELF file to rows: `.eh_frame`, then `.debug_frame` for what that leaves out, then what
+//! the code's bytes tell.
+//!
+//! Layouts: LSB 5 (`.eh_frame`, `.eh_frame_hdr`), DWARF 5 section 6.4 (`.debug_frame`).
+
+use std::{borrow::Borrow, ops::Range};
+
+use gimli::{DebugFrame, EhFrame, LittleEndian};
+use object::ReadRef;
+
+use super::{
+    Found, Refused, Rows, TableRule, bare_code,
+    cfi::{Frames, Output},
+    image::{FrameSection, Image},
+    steps::Steps,
+};
+
+/// Up to so many bytes between two functions are padding: the row before holds there too.
+const PADDING_BYTES: u64 = 15;
+
+/// Reads a file's rows. `debug_file` is the one that holds what was stripped off, see
+/// [`super::debug_file`].
+///
+/// # Errors
+/// When nothing in the file can be used.
+pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found, Refused> {
+    let image = Image::parse(file)?;
+    let text = image.text();
+    let mut output = Output::default();
+    let mut steps = Steps::default();
+    if let Some(section) = image.eh_frame() {
+        steps = eh_frame_steps(&section, &text, &mut output);
+    }
+    if let Some(section) = image.debug_frame() {
+        steps = steps.or(debug_frame_steps(&section, &text, &mut output));
+    }
+    if let Some(debug_image) = debug_file.and_then(|file| Image::parse(file).ok())
+        && let Some(section) = debug_image.debug_frame()
+    {
+        steps = steps.or(debug_frame_steps(&section, &text, &mut output));
+    }
+    let gaps = steps.gaps(&text, PADDING_BYTES);
+    output.report.bare_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
+    output.report.text = text;
+    let steps = steps.or(bare_code::steps(&image, &gaps));
+    Ok(Found {
+        rows: Rows {
+            rows: close(&steps),
+            wide: output.wide.list,
+        },
+        report: output.report,
+    })
+}
+
+fn eh_frame_steps(section: &FrameSection<'_>, text: &[Range<u64>], output: &mut Output) -> Steps {
+    let bytes: &[u8] = section.bytes.borrow();
+    let frames = Frames {
+        section: EhFrame::new(bytes, LittleEndian),
+        bytes,
+        bases: &section.bases,
+        ends_at_zero: section.ends_at_zero,
+    };
+    frames.steps(text, output)
+}
+
+fn debug_frame_steps(
+    section: &FrameSection<'_>,
+    text: &[Range<u64>],
+    output: &mut Output,
+) -> Steps {
+    let bytes: &[u8] = section.bytes.borrow();
+    let frames = Frames {
+        section: DebugFrame::new(bytes, LittleEndian),
+        bytes,
+        bases: &section.bases,
+        ends_at_zero: section.ends_at_zero,
+    };
+    frames.steps(text, output)
+}
+
+/// Makes rows: padding belongs to the row before it, all else that is not known has no rule.
+fn close(steps: &Steps) -> Vec<(u64, TableRule)> {
+    let mut rows: Vec<(u64, TableRule)> = Vec::with_capacity(steps.len());
+    let mut following = steps.iter().skip(1);
+    for (addr, rule) in steps.iter() {
+        let next = following.next();
+        let is_padding = || next.is_some_and(|next| next.0 - addr <= PADDING_BYTES);
+        let rule = match rule {
+            Some(rule) => rule,
+            None if is_padding() => continue,
+            None => TableRule::NONE,
+        };
+        if rows.last().is_none_or(|last| last.1 != rule) {
+            rows.push((addr, rule));
+        }
+    }
+    rows
+}

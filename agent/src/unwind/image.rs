@@ -1,0 +1,263 @@
+//! The parts of an ELF file that unwinding reads.
+//!
+//! Target processes control these files: each size is compared with a bound before anything is
+//! read or allocated, and with the file's own length by `object`.
+
+use std::{borrow::Cow, ops::Range};
+
+use gimli::{BaseAddresses, EhFrameHdr, LittleEndian as GimliLittle, Pointer};
+use object::{
+    CompressedFileRange, CompressionFormat, LittleEndian,
+    elf::{
+        ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X,
+        PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SectionHeader64,
+    },
+    read::{
+        ReadRef,
+        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader},
+    },
+};
+
+use super::{Refused, arch};
+
+/// Section headers and program headers; a file with more is not one of a linker's.
+const MAX_HEADERS: u64 = 1 << 14;
+/// Bytes of one section of unwind information, decompressed. The largest known, of a browser's
+/// debug file, has a third of this.
+const MAX_SECTION_BYTES: u64 = 512 << 20;
+/// Bytes of a note segment, and of a link to a debug file.
+const MAX_NOTE_BYTES: u64 = 64 << 10;
+
+/// An ELF file of this architecture.
+pub(super) struct Image<'a, R: ReadRef<'a>> {
+    file: R,
+    header: &'a FileHeader64<LittleEndian>,
+    segments: &'a [ProgramHeader64<LittleEndian>],
+    sections: &'a [SectionHeader64<LittleEndian>],
+    /// File offset of the names of sections.
+    names: u64,
+}
+
+/// Unwind information of one section.
+pub(super) struct FrameSection<'a> {
+    pub bytes: Cow<'a, [u8]>,
+    /// What its relative pointers are relative to.
+    pub bases: BaseAddresses,
+    /// Whether the bytes behind a terminator are something else: the section's end is not known.
+    pub ends_at_zero: bool,
+}
+
+/// The name and checksum of a file with what was stripped off.
+pub(super) struct DebugLink<'a> {
+    pub name: &'a [u8],
+    pub crc: u32,
+}
+
+impl<'a, R: ReadRef<'a>> Image<'a, R> {
+    /// Reads the headers.
+    pub fn parse(file: R) -> Result<Self, Refused> {
+        let header = FileHeader64::<LittleEndian>::parse(file).map_err(|_| Refused::NoElf)?;
+        let endian = header.endian().map_err(|_| Refused::Machine)?;
+        let machine = header.e_machine(endian);
+        let kind = header.e_type(endian);
+        if machine != arch::ELF_MACHINE || ![ET_EXEC, ET_DYN].contains(&kind) {
+            return Err(Refused::Machine);
+        }
+        let is_sane = |count: Result<u64, _>| count.is_ok_and(|count| count <= MAX_HEADERS);
+        if !is_sane(header.phnum(endian, file).map(|count| count as u64)) {
+            return Err(Refused::NoElf);
+        }
+        let segments = header
+            .program_headers(endian, file)
+            .map_err(|_| Refused::NoElf)?;
+        // Without section headers, or with broken ones, the segments still lead to `.eh_frame`.
+        let sections = if is_sane(header.shnum(endian, file).map(|count| count as u64)) {
+            header.section_headers(endian, file).unwrap_or_default()
+        } else {
+            &[]
+        };
+        let names = header.shstrndx(endian, file).ok();
+        let names = names.and_then(|index| sections.get(index as usize));
+        Ok(Self {
+            file,
+            header,
+            segments,
+            sections,
+            names: names.map_or(u64::MAX, |names| names.sh_offset(endian)),
+        })
+    }
+
+    /// The ELF addresses of executable segments, ascending and disjoint.
+    pub fn text(&self) -> Vec<Range<u64>> {
+        let executable = self.segments.iter().filter(|segment| {
+            segment.p_type(LittleEndian) == PT_LOAD && segment.p_flags(LittleEndian) & PF_X != 0
+        });
+        let len = self.file.len().unwrap_or(0);
+        let mut ranges: Vec<_> = executable
+            .filter_map(|segment| {
+                let start = segment.p_vaddr(LittleEndian);
+                // What is not in the file cannot be executed, whatever the header claims.
+                let there = len.checked_sub(segment.p_offset(LittleEndian))?;
+                let bytes = there.min(segment.p_filesz(LittleEndian));
+                Some(start..start.checked_add(bytes)?)
+            })
+            .collect();
+        ranges.sort_by_key(|range| range.start);
+        let mut end = 0;
+        ranges.retain_mut(|range| {
+            range.start = range.start.max(end);
+            end = range.end.max(end);
+            range.start < range.end
+        });
+        ranges
+    }
+
+    /// Where the process starts.
+    pub fn entry(&self) -> u64 {
+        self.header.e_entry(LittleEndian)
+    }
+
+    /// `.eh_frame`, by its section or else through the header that the C library uses.
+    pub fn eh_frame(&self) -> Option<FrameSection<'a>> {
+        if let Some(section) = self.section(b".eh_frame") {
+            let bytes = self.section_bytes(section)?;
+            if !bytes.is_empty() {
+                return Some(FrameSection {
+                    bytes,
+                    bases: self.bases().set_eh_frame(section.sh_addr(LittleEndian)),
+                    ends_at_zero: false,
+                });
+            }
+        }
+        let header = self
+            .segments
+            .iter()
+            .find(|segment| segment.p_type(LittleEndian) == PT_GNU_EH_FRAME)?;
+        let header_addr = header.p_vaddr(LittleEndian);
+        let bases = self.bases().set_eh_frame_hdr(header_addr);
+        let header = self.bytes_at(
+            header_addr,
+            header.p_filesz(LittleEndian).min(MAX_NOTE_BYTES),
+        )?;
+        let header = EhFrameHdr::new(header, GimliLittle).parse(&bases, 8).ok()?;
+        let Pointer::Direct(addr) = header.eh_frame_ptr() else {
+            return None;
+        };
+        Some(FrameSection {
+            bytes: self.bytes_at(addr, MAX_SECTION_BYTES)?.into(),
+            bases: bases.set_eh_frame(addr),
+            ends_at_zero: true,
+        })
+    }
+
+    /// `.debug_frame`, decompressed.
+    pub fn debug_frame(&self) -> Option<FrameSection<'a>> {
+        let section = self.section(b".debug_frame")?;
+        Some(FrameSection {
+            bytes: self.section_bytes(section)?,
+            bases: BaseAddresses::default(),
+            ends_at_zero: false,
+        })
+    }
+
+    /// The bytes that lie at an ELF address, at most `max` and up to the end of their segment.
+    pub fn bytes_at(&self, addr: u64, max: u64) -> Option<&'a [u8]> {
+        let (offset, len) = self.segments.iter().find_map(|segment| {
+            let into = addr.checked_sub(segment.p_vaddr(LittleEndian))?;
+            let left = segment.p_filesz(LittleEndian).checked_sub(into)?;
+            let is_loaded = segment.p_type(LittleEndian) == PT_LOAD && left > 0;
+            let offset = segment.p_offset(LittleEndian).checked_add(into)?;
+            is_loaded.then_some((offset, left))
+        })?;
+        // A segment that claims more than there is has what there is.
+        let there = self.file.len().ok()?.checked_sub(offset)?;
+        let len = len.min(max).min(there);
+        self.file.read_bytes_at(offset, len).ok()
+    }
+
+    /// The GNU build id, empty when there is none.
+    pub fn build_id(&self) -> &'a [u8] {
+        let notes = self.segments.iter().filter(|segment| {
+            segment.p_type(LittleEndian) == PT_NOTE
+                && segment.p_filesz(LittleEndian) <= MAX_NOTE_BYTES
+        });
+        for segment in notes {
+            let Ok(Some(mut notes)) = segment.notes(LittleEndian, self.file) else {
+                continue;
+            };
+            while let Ok(Some(note)) = notes.next() {
+                if note.name() == b"GNU" && note.n_type(LittleEndian) == NT_GNU_BUILD_ID {
+                    return note.desc();
+                }
+            }
+        }
+        &[]
+    }
+
+    /// `.gnu_debuglink`: a name that ends with a zero, padded to four bytes, and a checksum.
+    pub fn debug_link(&self) -> Option<DebugLink<'a>> {
+        let section = self.section(b".gnu_debuglink")?;
+        if section.sh_size(LittleEndian) > MAX_NOTE_BYTES {
+            return None;
+        }
+        let bytes = section.data(LittleEndian, self.file).ok()?;
+        let len = bytes.iter().position(|&byte| byte == 0)?;
+        let crc = bytes.get((len + 4) & !3..)?.first_chunk()?;
+        Some(DebugLink {
+            name: &bytes[..len],
+            crc: u32::from_le_bytes(*crc),
+        })
+    }
+
+    /// A section by its name. Names are read only as far as they are compared: a table of names
+    /// that never ends costs nothing.
+    fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
+        self.sections.iter().find(|section| {
+            let offset = self.names.checked_add(section.sh_name(LittleEndian).into());
+            let there = offset.and_then(|offset| {
+                let len = name.len() as u64 + 1;
+                self.file.read_bytes_at(offset, len).ok()
+            });
+            there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
+        })
+    }
+
+    /// The content of a section, unless it or what it claims to hold is too large.
+    fn section_bytes(&self, section: &SectionHeader64<LittleEndian>) -> Option<Cow<'a, [u8]>> {
+        if section.sh_size(LittleEndian) > MAX_SECTION_BYTES {
+            return None;
+        }
+        let Some((header, offset, compressed)) =
+            section.compression(LittleEndian, self.file).ok()?
+        else {
+            return section.data(LittleEndian, self.file).ok().map(Cow::from);
+        };
+        let uncompressed = header.ch_size(LittleEndian);
+        if uncompressed > MAX_SECTION_BYTES {
+            return None;
+        }
+        let range = CompressedFileRange {
+            format: match header.ch_type(LittleEndian) {
+                ELFCOMPRESS_ZLIB => CompressionFormat::Zlib,
+                ELFCOMPRESS_ZSTD => CompressionFormat::Zstandard,
+                _ => return None,
+            },
+            offset,
+            compressed_size: compressed,
+            uncompressed_size: uncompressed,
+        };
+        range.data(self.file).ok()?.decompress().ok()
+    }
+
+    fn bases(&self) -> BaseAddresses {
+        let mut bases = BaseAddresses::default();
+        let addr = |name: &[u8]| Some(self.section(name)?.sh_addr(LittleEndian));
+        if let Some(text) = addr(b".text") {
+            bases = bases.set_text(text);
+        }
+        if let Some(got) = addr(b".got") {
+            bases = bases.set_got(got);
+        }
+        bases
+    }
+}

@@ -1,0 +1,167 @@
+//! The user half of unwinding: what a file says about its stack frames becomes tables that the
+//! kernel side can search.
+//!
+//! In: ELF files, which target processes control. Out: [`Rows`], one a file, and from them a
+//! [`table::Table`] for each executable segment, and a place for it in the [`Store`]. It writes no map:
+//! `capture` does.
+//!
+//! To add a source of tables: one file with a function from a file to [`Rows`], and a line in
+//! `sources`.
+
+mod arch;
+mod bare_code;
+mod cfi;
+pub mod debug_file;
+pub mod eh_frame;
+pub mod go;
+mod image;
+pub mod show;
+mod steps;
+mod store;
+pub mod table;
+
+use std::{fs::File, ops::Range};
+
+use hotspan_abi::unwind::{Rule, WideRule};
+use object::ReadCache;
+
+use crate::model::Segment;
+pub use store::{Placed, Store, Update};
+
+/// The tables of a file, for each executable segment those of its parts that have rules. Of a Go
+/// program, Go's own tables come first: they know the frameless functions that others leave out.
+#[must_use]
+pub fn tables_of_file(file: File, segments: &[Segment], is_go: bool) -> Vec<table::Table> {
+    // Only the sections that are needed are read, into memory of our own: the file may be cut off
+    // by its owner meanwhile.
+    let file = ReadCache::new(file);
+    let others = eh_frame::rows(&file, None)
+        .map(|found| found.rows)
+        .unwrap_or_default();
+    let rows = match is_go.then(|| go::rows(&file)).flatten() {
+        Some(go) => go::merge(&go, &others),
+        None => others,
+    };
+    if rows.rows.is_empty() {
+        return Vec::new();
+    }
+    segments
+        .iter()
+        .flat_map(|segment| table::pieces(&rows, segment.start..segment.end))
+        .filter_map(|piece| table::build(&rows, piece))
+        .collect()
+}
+
+/// The rules of one binary, by ELF address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Rows by ascending address, no two neighbours with the same rule. Each holds from its address
+    /// up to the next one's; the last is [`TableRule::NONE`].
+    pub rows: Vec<(u64, TableRule)>,
+    /// Wide rules that rows refer to, none twice.
+    pub wide: Vec<WideRule>,
+}
+
+impl Rows {
+    /// The rule for an address.
+    #[must_use]
+    pub fn lookup(&self, addr: u64) -> TableRule {
+        let index = self.rows.partition_point(|row| row.0 <= addr);
+        let row = index.checked_sub(1).map(|index| self.rows[index]);
+        row.map_or(TableRule::NONE, |row| row.1)
+    }
+}
+
+/// A rule in [`Rows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TableRule {
+    /// A rule of 24 bits, of any kind but wide.
+    Short(Rule),
+    /// Position in [`Rows::wide`].
+    Wide(u32),
+}
+
+impl TableRule {
+    /// No rule is known here.
+    pub const NONE: Self = Self::Short(Rule::NONE);
+}
+
+/// What a file gave.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The rows; none when the file has no text.
+    pub rows: Rows,
+    /// How complete they are.
+    pub report: Report,
+}
+
+/// Why a file gives no rows at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is no 64-bit ELF file, or its headers are cut off.
+    #[error("it is no 64-bit ELF file, or its headers are damaged")]
+    NoElf,
+    /// It is for another machine, or no executable or library.
+    #[error("it is no executable or library for this machine")]
+    Machine,
+}
+
+/// Why something in a file has no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The CFA is relative to another register than the stack or the frame pointer.
+    CfaRegister,
+    /// The CFA is an expression that no rule stands for.
+    CfaExpression,
+    /// The frame pointer is where no rule reaches.
+    FramePointer,
+    /// The return address is not below the CFA.
+    ReturnAddress,
+    /// A function's entry, or what it is built on, cannot be read.
+    BadEntry,
+    /// A function's program has an error; its rows before that stay.
+    BadProgram,
+    /// A function is not in an executable segment: linkers leave some of removed functions.
+    OutsideText,
+    /// A function overlaps the one behind it, which wins.
+    Overlap,
+    /// More than the bounds allow.
+    TooMany,
+}
+
+impl Reason {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &str); 9] = [
+        (Self::CfaRegister, "CFA by another register"),
+        (Self::CfaExpression, "CFA by another expression"),
+        (Self::FramePointer, "frame pointer somewhere else"),
+        (Self::ReturnAddress, "return address somewhere else"),
+        (Self::BadEntry, "unreadable entry"),
+        (Self::BadProgram, "erroneous program"),
+        (Self::OutsideText, "function outside of the text"),
+        (Self::Overlap, "functions that overlap"),
+        (Self::TooMany, "more than the bounds allow"),
+    ];
+}
+
+/// How complete a file's rows are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// ELF addresses of executable segments, ascending.
+    pub text: Vec<Range<u64>>,
+    /// Bytes of them that no section describes, padding apart.
+    pub bare_bytes: u64,
+    refused: [u64; Reason::ALL.len()],
+}
+
+impl Report {
+    /// How often something was refused for a reason: rows for the first four, else functions.
+    #[must_use]
+    pub fn refused(&self, reason: Reason) -> u64 {
+        self.refused[reason as usize]
+    }
+
+    fn refuse(&mut self, reason: Reason) {
+        self.refused[reason as usize] += 1;
+    }
+}

@@ -1,0 +1,151 @@
+//! From rows to the words that the kernel side searches, see `hotspan_abi::unwind`.
+
+use std::ops::Range;
+
+use hotspan_abi::unwind::{PAGE_BYTES, Rule, WideRule, row, row_addr, row_rule};
+
+use super::{Rows, TableRule};
+
+/// Code that has no rule needs no table, nor does code that follows frame pointers: that is what is
+/// done without one. So much of it in one piece is left out: its page index would take 16 KiB.
+const MIN_LEFT_OUT_BYTES: u64 = 1 << 20;
+/// Pages of one table: 4 GiB of text, more than relative calls can cross.
+const MAX_PAGES: u64 = 1 << 24;
+
+/// The table of one piece of text, before it has a place among the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// ELF address of the first page.
+    pub pages_start: u64,
+    /// How many pages there are.
+    pub page_count: u32,
+    /// The page index, relative to this table's own first word, then the rows. Wide rules are
+    /// positions in `wide`.
+    pub words: Vec<u32>,
+    /// Wide rules that rows of this table refer to.
+    pub wide: Vec<WideRule>,
+    /// Where in `words` rows with a wide rule are.
+    wide_rows: Vec<u32>,
+}
+
+impl Table {
+    /// How many rows there are.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.words.len() - self.page_count as usize - 1
+    }
+
+    /// Gives the table its place: index words count from the start of all tables, where this one
+    /// begins at `base`, and wide rules are those that `wide` puts in place of positions in
+    /// [`Table::wide`]; where that is `None`, rows have no rule.
+    #[must_use]
+    pub fn place(mut self, base: u32, wide: impl Fn(u32) -> Option<Rule>) -> Vec<u32> {
+        for index in &mut self.words[..=self.page_count as usize] {
+            *index += base;
+        }
+        for &position in &self.wide_rows {
+            let word = &mut self.words[position as usize];
+            let rule = wide(row_rule(*word).wide_index()).unwrap_or(Rule::NONE);
+            *word = row(row_addr(*word).into(), rule);
+        }
+        self.words
+    }
+
+    /// What the kernel side finds for an address, with wide rules as positions in [`Table::wide`].
+    #[must_use]
+    pub fn lookup(&self, addr: u64) -> TableRule {
+        let page = addr.wrapping_sub(self.pages_start) / PAGE_BYTES;
+        if page >= self.page_count.into() {
+            return TableRule::NONE;
+        }
+        let page = page as usize;
+        let (first, end) = (self.words[page] as usize, self.words[page + 1] as usize);
+        let low = (addr % PAGE_BYTES) as u32;
+        let behind = self.words[first..end].partition_point(|&word| row_addr(word) <= low);
+        let rule = row_rule(self.words[first + behind - 1]);
+        match rule.kind() {
+            Rule::WIDE => TableRule::Wide(rule.wide_index()),
+            _ => TableRule::Short(rule),
+        }
+    }
+}
+
+/// The pieces of an executable segment that need a table, ascending. What lies between them is
+/// mapped without one.
+#[must_use]
+pub fn pieces(rows: &Rows, text: Range<u64>) -> Vec<Range<u64>> {
+    let mut pieces = Vec::new();
+    let mut start = text.start;
+    let first = rows.rows.partition_point(|row| row.0 <= text.start);
+    for index in first.saturating_sub(1)..rows.rows.len() {
+        let (addr, rule) = rows.rows[index];
+        if addr >= text.end {
+            break;
+        }
+        let end = rows.rows.get(index + 1).map_or(u64::MAX, |next| next.0);
+        let left_out = addr.max(text.start)..end.min(text.end);
+        let is_bare = matches!(rule, TableRule::Short(Rule::FRAME_POINTER | Rule::NONE));
+        if is_bare && left_out.end.saturating_sub(left_out.start) >= MIN_LEFT_OUT_BYTES {
+            if start < left_out.start {
+                pieces.push(start..left_out.start);
+            }
+            start = left_out.end;
+        }
+    }
+    if start < text.end {
+        pieces.push(start..text.end);
+    }
+    pieces
+}
+
+/// Makes the table for a piece of text; `None` for an empty one, and for one of more than 4 GiB.
+#[must_use]
+pub fn build(rows: &Rows, text: Range<u64>) -> Option<Table> {
+    let pages_start = text.start & !(PAGE_BYTES - 1);
+    let page_count = text.end.checked_sub(pages_start)?.div_ceil(PAGE_BYTES);
+    let page_count = u32::try_from(page_count.min(MAX_PAGES + 1)).ok()?;
+    if page_count == 0 || u64::from(page_count) > MAX_PAGES {
+        return None;
+    }
+    let first = rows.rows.partition_point(|row| row.0 <= pages_start);
+    let end = rows.rows.partition_point(|row| row.0 < text.end);
+    let mut table = Table {
+        pages_start,
+        page_count,
+        words: vec![0; page_count as usize + 1],
+        ..Table::default()
+    };
+    table.words.reserve_exact(end.saturating_sub(first) + 1);
+    let mut places = vec![None; rows.wide.len()];
+    // The first row is for all before the first function.
+    let before = (pages_start, rows.lookup(pages_start));
+    let mut indexed = 0;
+    for &(addr, rule) in [before].iter().chain(&rows.rows[first..end.max(first)]) {
+        let page = ((addr - pages_start) / PAGE_BYTES) as usize;
+        let position = table.words.len() as u32;
+        table.words[indexed..=page].fill(position);
+        indexed = indexed.max(page + 1);
+        let rule = table.encode(rule, rows, &mut places);
+        table.words.push(row(addr, rule));
+    }
+    let position = table.words.len() as u32;
+    table.words[indexed..=page_count as usize].fill(position);
+    Some(table)
+}
+
+impl Table {
+    /// The rule of the row that is appended next; `places` says where wide rules of `rows` are in
+    /// this table.
+    fn encode(&mut self, rule: TableRule, rows: &Rows, places: &mut [Option<u32>]) -> Rule {
+        let index = match rule {
+            TableRule::Short(rule) => return rule,
+            TableRule::Wide(index) => index as usize,
+        };
+        let place = *places[index].get_or_insert_with(|| {
+            self.wide.push(rows.wide[index]);
+            self.wide.len() as u32 - 1
+        });
+        self.wide_rows.push(self.words.len() as u32);
+        Rule::wide(place).unwrap_or(Rule::NONE)
+    }
+}

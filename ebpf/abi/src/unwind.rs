@@ -1,0 +1,227 @@
+//! Unwind tables: how they are laid out in memory that the agent writes and the programs read.
+//!
+//! All tables live in one space of 32-bit words, made of segments of [`SEGMENT_WORDS`] that exist
+//! as they are needed; an index into it crosses segments freely. Three things lie there:
+//!
+//! - **Rows** of a binary, by address. A row says how to unwind from its address up to the next
+//!   row's: eight bits of address, the low byte, and a [`Rule`] of 24 bits.
+//! - **Pages** of a binary: for each [`PAGE_BYTES`] of text the index of the first row at or behind
+//!   the page's start, and one more for the end. The row for an address is the last one at or below
+//!   it in its page, or else the row before the page's first. So the first row of a binary is for
+//!   everything before its first function.
+//! - **Mappings** of a process: [`Mapping`]s by address.
+//!
+//! A rule that does not fit in 24 bits is the index of a [`WideRule`] in a table of its own.
+
+/// Bytes of text that one word of the page index stands for.
+pub const PAGE_BYTES: u64 = 256;
+
+/// Words in a segment: 1 MiB. A power of two: indexes are split with a shift and a mask.
+pub const SEGMENT_WORDS: usize = 1 << 18;
+const _: () = assert!(SEGMENT_WORDS.is_power_of_two());
+
+/// Segments that there can be at most: 256 MiB of tables.
+pub const MAX_SEGMENTS: usize = 256;
+
+/// Wide rules that there can be at most.
+pub const MAX_WIDE_RULES: usize = 4096;
+const _: () = assert!(MAX_WIDE_RULES.is_power_of_two());
+
+/// Processes whose mappings can be known at once.
+pub const MAX_PROCESSES: usize = 16384;
+
+/// Mappings of one process. A power of two: the search halves.
+pub const MAX_MAPPINGS: usize = 4096;
+const _: () = assert!(MAX_MAPPINGS.is_power_of_two());
+
+/// Steps of the search in one page: no page has more than 256 rows, one for each byte.
+pub const ROW_SEARCH_STEPS: usize = 9;
+
+/// An unwind rule of 24 bits.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 23–22 | kind: [`Rule::FROM_SP`], [`Rule::FROM_FP`], [`Rule::WIDE`], [`Rule::SPECIAL`] |
+/// | 21–11 | for the first two: distance of the canonical frame address (CFA) above the register, in words |
+/// | 10–0 | for the first two: distance of the saved frame pointer below the CFA, in words; 0: it is still in its register |
+/// | 21–0 | for the others: index of the wide rule, or which special rule |
+///
+/// The return address lies in the word below the CFA, and the caller's stack pointer is the CFA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rule(pub u32);
+
+impl Rule {
+    /// The CFA is above the stack pointer.
+    pub const FROM_SP: u32 = 0;
+    /// The CFA is above the frame pointer.
+    pub const FROM_FP: u32 = 1;
+    /// A [`WideRule`].
+    pub const WIDE: u32 = 2;
+    /// One of the rules below.
+    pub const SPECIAL: u32 = 3;
+
+    /// No rule is known here.
+    pub const NONE: Self = Self(Self::SPECIAL << 22);
+    /// The thread's first function: there is no caller.
+    pub const ROOT: Self = Self(Self::SPECIAL << 22 | 1);
+    /// A procedure linkage table of 16-byte entries: the CFA is 8 above the stack pointer, and 8
+    /// more from the eleventh byte of an entry on.
+    pub const PLT: Self = Self(Self::SPECIAL << 22 | 2);
+    /// A signal trampoline: the interrupted registers lie on the stack (`struct rt_sigframe`).
+    pub const SIGNAL: Self = Self(Self::SPECIAL << 22 | 3);
+    /// Follow the frame pointer: code without tables that keeps it.
+    pub const FRAME_POINTER: Self = Self(Self::SPECIAL << 22 | 4);
+
+    const MAX_WORDS: u32 = (1 << 11) - 1;
+
+    /// A rule by the stack pointer or the frame pointer, when it fits: `cfa` bytes above the
+    /// register, the frame pointer saved `fp` bytes below the CFA, 0 if it was not saved.
+    #[must_use]
+    pub const fn from_register(kind: u32, cfa: i64, fp: i64) -> Option<Self> {
+        if cfa < 0 || fp < 0 || cfa % 8 != 0 || fp % 8 != 0 {
+            return None;
+        }
+        let (cfa, fp) = (cfa / 8, fp / 8);
+        if cfa > Self::MAX_WORDS as i64 || fp > Self::MAX_WORDS as i64 {
+            return None;
+        }
+        Some(Self(kind << 22 | (cfa as u32) << 11 | fp as u32))
+    }
+
+    /// The wide rule with this index.
+    #[must_use]
+    pub const fn wide(index: u32) -> Option<Self> {
+        if index as usize >= MAX_WIDE_RULES {
+            return None;
+        }
+        Some(Self(Self::WIDE << 22 | index))
+    }
+
+    /// The kind: one of the four.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(self) -> u32 {
+        self.0 >> 22 & 3
+    }
+
+    /// Bytes of the CFA above its register.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cfa_bytes(self) -> u64 {
+        ((self.0 >> 11 & Self::MAX_WORDS) * 8) as u64
+    }
+
+    /// Bytes of the saved frame pointer below the CFA, 0 if it was not saved.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fp_bytes(self) -> u64 {
+        ((self.0 & Self::MAX_WORDS) * 8) as u64
+    }
+
+    /// Index of a wide rule.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wide_index(self) -> u32 {
+        self.0 & (MAX_WIDE_RULES as u32 - 1)
+    }
+}
+
+/// A row: the low byte of its address above its rule.
+#[inline(always)]
+#[must_use]
+pub const fn row(addr: u64, rule: Rule) -> u32 {
+    (addr as u32) << 24 | rule.0
+}
+
+/// The low byte of a row's address.
+#[inline(always)]
+#[must_use]
+pub const fn row_addr(row: u32) -> u32 {
+    row >> 24
+}
+
+/// A row's rule.
+#[inline(always)]
+#[must_use]
+pub const fn row_rule(row: u32) -> Rule {
+    Rule(row & 0x00ff_ffff)
+}
+
+/// Which register an address is relative to.
+pub const BASE_SP: u32 = 0;
+/// See [`BASE_SP`].
+pub const BASE_FP: u32 = 1;
+
+/// The caller's frame pointer is unchanged.
+pub const FP_SAME: u32 = 0;
+/// The caller's frame pointer is at CFA + offset.
+pub const FP_AT_CFA: u32 = 1;
+/// The caller's frame pointer is at the frame pointer + offset.
+pub const FP_AT_FP: u32 = 2;
+
+/// A rule with all that does not fit in 24 bits. The return address lies below the CFA as ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct WideRule {
+    /// [`BASE_SP`] or [`BASE_FP`].
+    pub cfa_base: u32,
+    /// CFA = base + this, or, when it is read from memory, what lies at base + this.
+    pub cfa_offset: i32,
+    /// 1 when the CFA is read from memory.
+    pub cfa_is_read: u32,
+    /// Added to a CFA that was read from memory.
+    pub cfa_addend: i32,
+    /// [`FP_SAME`], [`FP_AT_CFA`] or [`FP_AT_FP`].
+    pub fp_rule: u32,
+    /// Offset of the saved frame pointer.
+    pub fp_offset: i32,
+}
+const _: () = assert!(size_of::<WideRule>() == 24);
+
+/// Words of a [`Mapping`].
+pub const MAPPING_WORDS: u32 = 8;
+
+/// A part of an executable mapping that has a table, as eight words: 64-bit fields low word first.
+/// What is in none of them is unwound by the frame pointer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Mapping {
+    /// First address in the process.
+    pub start: u64,
+    /// One past the last address in the process.
+    pub end: u64,
+    /// Address in the process of the first page of the page index.
+    pub pages_start: u64,
+    /// Index of the first word of the page index.
+    pub pages: u32,
+    /// How many pages there are; one word more belongs to the index.
+    pub page_count: u32,
+}
+
+impl Mapping {
+    /// The words.
+    #[must_use]
+    pub const fn to_words(self) -> [u32; MAPPING_WORDS as usize] {
+        [
+            self.start as u32,
+            (self.start >> 32) as u32,
+            self.end as u32,
+            (self.end >> 32) as u32,
+            self.pages_start as u32,
+            (self.pages_start >> 32) as u32,
+            self.pages,
+            self.page_count,
+        ]
+    }
+}
+
+/// What the programs know of a process: where its mappings are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessTable {
+    /// Index of the first word of its mappings.
+    pub mappings: u32,
+    /// How many there are.
+    pub count: u32,
+}
+const _: () = assert!(size_of::<ProcessTable>() == 8);
