@@ -701,10 +701,13 @@ mod tests {
                 words,
                 reads: 0,
             };
-            let mut tables = HostTables::default();
-            tables.words = (0..64)
+            let words = (0..64)
                 .map(|_| (next() >> 20) as u32 & 0xc0ff_ffff)
                 .collect();
+            let mut tables = HostTables {
+                words,
+                wide: Vec::new(),
+            };
             let process = ProcessTable {
                 mappings: 0,
                 count: next() as u32 % 8,

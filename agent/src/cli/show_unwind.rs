@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Write},
-    ops::Range,
     path::PathBuf,
     process::ExitCode,
 };
@@ -13,7 +12,7 @@ use object::ReadCache;
 
 use super::UsageError;
 use super::output::Output;
-use crate::unwind::{Found, Reason, Rows, debug_file, eh_frame, show::Shown, table};
+use crate::unwind::{Found, Reason, Rows, TableRule, debug_file, eh_frame, show::Shown, table};
 
 /// Prints the rules by which a file's stack frames are unwound.
 #[derive(clap::Args)]
@@ -42,7 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = found.with_context(cannot)?;
     Output::prepare("-")?.write(|out| {
         writeln!(out, "{:16} {:18} {:10} ra", "LOC", "CFA", "rbp")?;
-        for &(addr, rule) in &found.rows.rows[shown(&found.rows, addr)] {
+        for (addr, rule) in shown(&found.rows, addr) {
             writeln!(out, "{addr:016x} {}", Shown(rule, &found.rows.wide))?;
         }
         if let (Some((path, _)), None) = (&debug_file, addr) {
@@ -66,12 +65,13 @@ fn parse_addr(text: &str) -> Result<u64, UsageError> {
 }
 
 /// The rows to print: all, or the one for an address.
-fn shown(rows: &Rows, addr: Option<u64>) -> Range<usize> {
+fn shown(rows: &Rows, addr: Option<u64>) -> Vec<(u64, TableRule)> {
     let Some(addr) = addr else {
-        return 0..rows.rows.len();
+        return rows.rows.clone();
     };
     let behind = rows.rows.partition_point(|row| row.0 <= addr);
-    behind.saturating_sub(1)..behind
+    let row = behind.checked_sub(1).map(|index| rows.rows[index]);
+    vec![row.unwrap_or((0, TableRule::NONE))]
 }
 
 /// How large the table is, and what is lacking.
@@ -103,4 +103,31 @@ fn summarize(found: &Found, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_hexadecimal() {
+        assert_eq!(parse_addr("0x1f").unwrap(), 0x1f);
+        assert_eq!(parse_addr("000000000010ea2b").unwrap(), 0x10_ea2b);
+        for text in ["", "main", "0x", "-1", "10000000000000000"] {
+            assert!(parse_addr(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_by_the_row_that_covers_it() {
+        let rule = TableRule::Wide(0);
+        let rows = Rows {
+            rows: vec![(16, rule), (32, TableRule::NONE)],
+            wide: Vec::new(),
+        };
+        assert_eq!(shown(&rows, None).len(), 2);
+        assert_eq!(shown(&rows, Some(31)), [(16, rule)]);
+        assert_eq!(shown(&rows, Some(32)), [(32, TableRule::NONE)]);
+        assert_eq!(shown(&rows, Some(15)), [(0, TableRule::NONE)]);
+    }
 }

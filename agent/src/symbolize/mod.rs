@@ -5,6 +5,7 @@
 //! [`crate::model::Profile`] together. It does not unwind, and it does not count.
 
 mod demangle;
+mod go_symbols;
 mod kallsyms;
 mod names;
 pub mod normalize;

@@ -1,4 +1,4 @@
-//! Names of addresses in files, through blazesym.
+//! Names of addresses in files: through blazesym, and of Go code from its own table.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,10 @@ use std::{
 
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 
-use super::demangle::{Language, demangle};
+use super::{
+    demangle::{Language, demangle},
+    go_symbols,
+};
 use crate::{
     model::{FrameKind, Line},
     process::KnownBinary,
@@ -48,18 +51,27 @@ impl FileNames {
         let Some(path) = binary.open_path() else {
             return unnamed(addrs);
         };
-        let mut found = self.find_in(path, binary, addrs);
+        let mut found = unnamed(addrs);
+        let is_go = !binary.facts.go_build_id.is_empty();
+        if is_go {
+            fill(&mut found, addrs, |rest| self.find_go(&path, rest));
+        }
+        fill(&mut found, addrs, |rest| {
+            self.find_in(path.clone(), binary, rest)
+        });
         // A stripped file may have its symbols installed beside it.
-        if found.iter().any(Option::is_none)
-            && let Some(path) = separate_debug_file(&binary.facts.build_id)
-        {
-            for (slot, other) in found.iter_mut().zip(self.find_in(path, binary, addrs)) {
-                if slot.is_none() {
-                    *slot = other;
-                }
-            }
+        if let Some(path) = separate_debug_file(&binary.facts.build_id) {
+            fill(&mut found, addrs, |rest| self.find_in(path, binary, rest));
+        }
+        // The linker can be told to leave Go's build id out.
+        if !is_go {
+            fill(&mut found, addrs, |rest| self.find_go(&path, rest));
         }
         found
+    }
+
+    fn find_go(&self, path: &Path, addrs: &[u64]) -> Vec<Option<Named>> {
+        go_symbols::find(path, addrs, self.with_lines).unwrap_or_else(|| unnamed(addrs))
     }
 
     fn find_in(&self, path: PathBuf, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
@@ -75,6 +87,25 @@ impl FileNames {
                 unnamed(addrs)
             }
         }
+    }
+}
+
+/// Asks for those names that are still missing, if there are any.
+fn fill(
+    found: &mut [Option<Named>],
+    addrs: &[u64],
+    find: impl FnOnce(&[u64]) -> Vec<Option<Named>>,
+) {
+    let (slots, rest): (Vec<_>, Vec<_>) = found
+        .iter_mut()
+        .zip(addrs)
+        .filter(|(slot, _)| slot.is_none())
+        .unzip();
+    if rest.is_empty() {
+        return;
+    }
+    for (slot, name) in slots.into_iter().zip(find(&rest)) {
+        *slot = name;
     }
 }
 

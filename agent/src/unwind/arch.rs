@@ -60,6 +60,8 @@ pub(super) fn meaning<'a>(
             Address::parse(bytes).ok_or(Reason::CfaExpression)?
         }
     };
+    // Either sign will do: some trampolines lack the mark, and marked code may have plain rules.
+    let is_signal = is_signal || matches!(state.ra, Saved::AtExpression(_));
     if is_signal && cfa == SIGNAL_CFA {
         return Ok(Meaning::Short(Rule::SIGNAL));
     }
@@ -226,11 +228,26 @@ pub(super) const PLT_PUSH: u64 = 11;
 
 /// The rule within an entry, before or behind its push.
 pub(super) const fn plt_rule(is_pushed: bool) -> Rule {
-    let cfa = if is_pushed { 16 } else { 8 };
-    match Rule::from_register(Rule::FROM_SP, cfa, 0) {
+    frameless_above(if is_pushed { 8 } else { 0 })
+}
+
+/// The rule of code that pushed so many bytes, and no frame pointer.
+const fn frameless_above(bytes: i64) -> Rule {
+    match Rule::from_register(Rule::FROM_SP, 8 + bytes, 0) {
         Some(rule) => rule,
         None => Rule::NONE,
     }
+}
+
+/// What holds in the first entry, which pushes a second word and jumps to the dynamic linker.
+pub(super) const PLT_HEAD: &[(u64, Rule)] = &[(0, frameless_above(8)), (6, frameless_above(16))];
+
+/// Whether these 16 bytes are an entry: `jmp *(%rip)`, `push`, `jmp`.
+pub(super) fn is_plt_entry(code: &[u8]) -> bool {
+    matches!(
+        code,
+        [0xff, 0x25, _, _, _, _, 0x68, _, _, _, _, 0xe9, _, _, _, _]
+    )
 }
 
 /// The start of a process, where the entry point has no unwind information, is no longer than this:
@@ -246,7 +263,7 @@ pub(super) struct Landmark {
 }
 
 /// A function that pushed nothing.
-const FRAMELESS: Rule = plt_rule(false);
+const FRAMELESS: Rule = frameless_above(0);
 
 /// musl writes these in assembly, and says nothing about frames there.
 pub(super) const LANDMARKS: &[Landmark] = &[

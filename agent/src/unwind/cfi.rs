@@ -21,10 +21,10 @@ use super::{
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
-/// Functions of one file; the largest known binaries have a fifth of this.
-const MAX_FUNCTIONS: usize = 4 << 20;
-/// Steps of one file: 256 MiB while a table is made, and as many rows as a quarter of all tables.
-pub(super) const MAX_STEPS: usize = 16 << 20;
+/// Functions of one file: 48 MiB while a table is made. The largest known binaries have a third.
+const MAX_FUNCTIONS: usize = 2 << 20;
+/// Steps of one file: 128 MiB while a table is made, and an eighth of all tables as rows.
+const MAX_STEPS: usize = 8 << 20;
 /// Rows of one function.
 const MAX_FUNCTION_ROWS: usize = 64 << 10;
 /// Bytes of a CIE. It may be read again for each function; those of compilers have 32.
@@ -145,6 +145,7 @@ where
                 output,
                 steps: &mut steps,
                 remembered: &mut remembered,
+                has_pushed: false,
             };
             program.run(function.offset, &mut cies);
         }
@@ -310,6 +311,8 @@ struct Program<'p, 'a, S> {
     output: &'p mut Output,
     steps: &'p mut Steps,
     remembered: &'p mut Vec<State>,
+    /// Whether a row had the frame pointer saved above the stack pointer.
+    has_pushed: bool,
 }
 
 impl<'a, S> Program<'_, 'a, S>
@@ -396,7 +399,7 @@ where
     fn row(&mut self, range: Range<u64>, state: &State, is_signal: bool) {
         let meaning = arch::meaning(state, is_signal, |place| self.frames.expression(place));
         let rule = match meaning {
-            Ok(Meaning::Short(rule)) => Ok(TableRule::Short(rule)),
+            Ok(Meaning::Short(rule)) => Ok(TableRule::Short(self.without_popped(rule))),
             Ok(Meaning::Wide(wide)) => self.output.wide.rule(wide).ok_or(Reason::TooMany),
             Ok(Meaning::Plt(arch::PLT_PUSH)) => Ok(TableRule::Short(Rule::PLT)),
             Ok(Meaning::Plt(push)) => return self.plt_rows(range, push),
@@ -407,6 +410,23 @@ where
             TableRule::NONE
         });
         self.steps.push(range.start, Some(rule));
+    }
+
+    /// Compilers do not say that an epilogue has popped the frame pointer. Then it is back in its
+    /// register, and where it was saved is below the stack pointer; fewer rows differ by saying so,
+    /// and nothing is read there. A function that never had it above saved it in the red zone.
+    fn without_popped(&mut self, rule: Rule) -> Rule {
+        let (cfa, fp) = (rule.cfa_bytes(), rule.fp_bytes());
+        match rule.kind() {
+            Rule::FROM_SP if fp > cfa && self.has_pushed => {
+                Rule::from_register(Rule::FROM_SP, cfa as i64, 0).unwrap_or(rule)
+            }
+            Rule::FROM_SP | Rule::FROM_FP => {
+                self.has_pushed |= fp > 0 && (fp <= cfa || rule.kind() == Rule::FROM_FP);
+                rule
+            }
+            _ => rule,
+        }
     }
 
     /// Writes a procedure linkage table out that has no rule of its own.

@@ -74,3 +74,6 @@ fn checksum<'a, R: ReadRef<'a>>(file: R) -> Option<u32> {
     }
     Some(crc.sum())
 }
+
+#[cfg(test)]
+mod tests;

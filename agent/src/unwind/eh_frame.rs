@@ -18,7 +18,8 @@ use super::{
 /// Up to so many bytes between two functions are padding: the row before holds there too.
 const PADDING_BYTES: u64 = 15;
 
-/// Reads a file's rows. `debug_file` is the one that holds what was stripped off, see
+/// Reads a file's rows. An `object::ReadCache` over the file reads only what is needed, and unlike
+/// a mapping it cannot fault when the target process truncates the file. `debug_file` is the one that holds what was stripped off, see
 /// [`super::debug_file`].
 ///
 /// # Errors
@@ -96,3 +97,6 @@ fn close(steps: &Steps) -> Vec<(u64, TableRule)> {
     }
     rows
 }
+
+#[cfg(test)]
+mod tests;

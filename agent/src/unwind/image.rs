@@ -22,9 +22,8 @@ use super::{Refused, arch};
 
 /// Section headers and program headers; a file with more is not one of a linker's.
 const MAX_HEADERS: u64 = 1 << 14;
-/// Bytes of one section of unwind information, decompressed. The largest known, of a browser's
-/// debug file, has a third of this.
-const MAX_SECTION_BYTES: u64 = 512 << 20;
+/// Bytes of one section of unwind information, decompressed: enough for a gigabyte of code.
+const MAX_SECTION_BYTES: u64 = 128 << 20;
 /// Bytes of a note segment, and of a link to a debug file.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 

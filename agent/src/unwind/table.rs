@@ -149,3 +149,101 @@ impl Table {
         Rule::wide(place).unwrap_or(Rule::NONE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SP_8: TableRule = TableRule::Short(Rule(1 << 11));
+    const FP: TableRule = TableRule::Short(Rule::FRAME_POINTER);
+
+    fn rows(rows: &[(u64, TableRule)]) -> Rows {
+        let wide = |offset| WideRule {
+            cfa_offset: offset,
+            ..WideRule::default()
+        };
+        Rows {
+            rows: rows.to_vec(),
+            wide: (0..4).map(wide).collect(),
+        }
+    }
+
+    #[test]
+    fn words_are_an_index_and_then_rows() {
+        let rows = rows(&[
+            (0x1010, SP_8),
+            (0x10ff, TableRule::Wide(2)),
+            (0x1300, TableRule::NONE),
+        ]);
+        let table = build(&rows, 0x1010..0x1310).unwrap();
+        assert_eq!((table.pages_start, table.page_count), (0x1000, 4));
+        assert_eq!(table.row_count(), 4);
+        let (none, sp_8) = (Rule::NONE.0, 1 << 11);
+        let wide = Rule::WIDE << 22;
+        // The third row lies in the first page, the fourth at the start of the fourth.
+        assert_eq!(table.words[..5], [5, 8, 8, 8, 9]);
+        assert_eq!(
+            table.words[5..],
+            [none, 0x10 << 24 | sp_8, 0xff << 24 | wide, none]
+        );
+        assert_eq!(table.wide, [rows.wide[2]]);
+        assert_eq!(table.lookup(0x12ff), TableRule::Wide(0));
+        assert_eq!(table.lookup(0x100f), TableRule::NONE);
+        assert_eq!(table.lookup(0x1400), TableRule::NONE);
+        assert_eq!(table.lookup(0), TableRule::NONE);
+    }
+
+    #[test]
+    fn placed_table_counts_from_the_start_of_all_tables() {
+        let rows = rows(&[(0, TableRule::Wide(3)), (8, SP_8), (16, TableRule::Wide(1))]);
+        let table = build(&rows, 0..32).unwrap();
+        let global = [77, u32::MAX];
+        let words = table.place(1000, |wide| Rule::wide(global[wide as usize]));
+        assert_eq!(words[..2], [1002, 1005]);
+        let rules: Vec<_> = words[2..].iter().map(|&word| row_rule(word)).collect();
+        // The second wide rule found no place.
+        let expected = [Rule::wide(77).unwrap(), Rule(1 << 11), Rule::NONE];
+        assert_eq!(rules, expected);
+    }
+
+    #[test]
+    fn every_byte_can_have_its_row() {
+        let rule = |addr: u64| TableRule::Short(Rule(addr as u32 % 7));
+        let all: Vec<_> = (0x300..0x700).map(|addr| (addr, rule(addr))).collect();
+        let rows = rows(&all);
+        let table = build(&rows, 0x280..0x780).unwrap();
+        for addr in 0x200..0x800 {
+            assert_eq!(table.lookup(addr), rows.lookup(addr), "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn long_pieces_without_rules_are_left_out() {
+        const LONG: u64 = 1 << 20;
+        let rows = rows(&[
+            (0, FP),
+            (LONG, SP_8),
+            (LONG + 256, FP),
+            (2 * LONG + 255, SP_8),
+            (3 * LONG, TableRule::NONE),
+            (9 * LONG, SP_8),
+            (9 * LONG + 1, TableRule::NONE),
+        ]);
+        assert_eq!(
+            pieces(&rows, 0..20 * LONG),
+            [LONG..3 * LONG, 9 * LONG..9 * LONG + 1]
+        );
+        let short = LONG..LONG + 16;
+        assert_eq!(pieces(&rows, short.clone()).first(), Some(&short));
+        assert!(pieces(&rows, 10 * LONG..12 * LONG).is_empty());
+        assert!(pieces(&rows, 5..5).is_empty());
+    }
+
+    #[test]
+    fn huge_claims_have_no_table() {
+        let rows = rows(&[(0, SP_8)]);
+        assert_eq!(build(&rows, 0..u64::MAX), None);
+        assert_eq!(build(&rows, 0..0), None);
+        assert_eq!(build(&Rows::default(), 0..16).unwrap().row_count(), 1);
+    }
+}

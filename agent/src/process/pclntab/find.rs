@@ -7,7 +7,7 @@
 //! position-independent binary all of these may be zeros that the loader fills in, so its
 //! relocations are read too.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, marker::PhantomData, ops::Range};
 
 use object::{
     LittleEndian, ReadRef,
@@ -18,7 +18,7 @@ use object::{
     read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader},
 };
 
-use super::{Header, Pclntab, Version, u64_at};
+use super::{Header, Pclntab, ReadAddr, Version, u64_at};
 
 const LE: LittleEndian = LittleEndian;
 /// A file with more segments is cut off here.
@@ -28,7 +28,7 @@ const MAX_DYNAMIC: usize = 1024;
 /// Addresses that may be `runtime.firstmoduledata`.
 const MAX_MODULE_CANDIDATES: usize = 16;
 /// `runtime.moduledata` up to the last field that is read.
-const MODULE_BYTES: usize = 0x200;
+const MODULE_BYTES: u64 = 0x200;
 /// Offset of `text` in it: behind a pointer, six slices and three pointers.
 const MODULE_TEXT: usize = 176;
 
@@ -41,14 +41,16 @@ struct Segment {
 }
 
 /// A file and how it is loaded.
-struct Image<R> {
+#[derive(Clone)]
+struct Image<'a, R> {
     file: R,
     segments: Vec<Segment>,
+    lifetime: PhantomData<&'a [u8]>,
 }
 
 /// Finds the function table of a Go binary for x86-64 or arm64; `None` in anything else.
 #[must_use]
-pub fn find<'a, R: ReadRef<'a>>(file: R) -> Option<Pclntab<'a>> {
+pub fn find<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Pclntab<'a>> {
     let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
     if !header.is_little_endian() {
         return None;
@@ -61,7 +63,7 @@ pub fn find<'a, R: ReadRef<'a>>(file: R) -> Option<Pclntab<'a>> {
         .find_map(|place| image.table_at(place, relocations))
 }
 
-impl<'a, R: ReadRef<'a>> Image<R> {
+impl<'a, R: ReadRef<'a> + 'a> Image<'a, R> {
     fn new(file: R, header: &FileHeader64<LittleEndian>) -> Option<Self> {
         let file_bytes = file.len().ok()?;
         let mut segments = Vec::new();
@@ -80,27 +82,27 @@ impl<'a, R: ReadRef<'a>> Image<R> {
                 });
             }
         }
-        Some(Self { file, segments })
+        Some(Self {
+            file,
+            segments,
+            lifetime: PhantomData,
+        })
     }
 
-    /// The bytes from an address to the end of its segment.
-    fn bytes_from(&self, addr: u64) -> Option<&'a [u8]> {
-        let segment = self
-            .segments
-            .iter()
-            .find(|segment| segment.addrs.contains(&addr))?;
-        self.bytes(segment, addr..segment.addrs.end)
+    fn segment(&self, addr: u64) -> Option<&Segment> {
+        self.segments.iter().find(|it| it.addrs.contains(&addr))
     }
 
-    fn bytes(&self, segment: &Segment, addrs: Range<u64>) -> Option<&'a [u8]> {
-        let offset = segment.offset + (addrs.start - segment.addrs.start);
-        let bytes = addrs.end - addrs.start;
+    fn bytes(&self, addr: u64, bytes: u64) -> Option<&'a [u8]> {
+        let segment = self.segment(addr)?;
+        let offset = segment.offset + (addr - segment.addrs.start);
+        let bytes = bytes.min(segment.addrs.end - addr);
         self.file.read_bytes_at(offset, bytes).ok()
     }
 
     fn data(&self, segment: &Segment) -> &'a [u8] {
-        self.bytes(segment, segment.addrs.clone())
-            .unwrap_or_default()
+        let Range { start, end } = segment.addrs;
+        self.bytes(start, end - start).unwrap_or_default()
     }
 
     /// Addresses where the table may be: in its section, or, when no section has its name, wherever
@@ -157,9 +159,8 @@ impl<'a, R: ReadRef<'a>> Image<R> {
             let entry = entries.iter().find(|it| it.d_tag(LE) == tag)?;
             Some(entry.d_val(LE))
         };
-        let bytes = self.bytes_from(value(DT_RELA)?)?;
-        let wanted = usize::try_from(value(DT_RELASZ)?).ok()?.min(bytes.len());
-        let count = wanted / size_of::<Rela64<LittleEndian>>();
+        let bytes = self.bytes(value(DT_RELA)?, value(DT_RELASZ)?)?;
+        let count = bytes.len() / size_of::<Rela64<LittleEndian>>();
         object::pod::slice_from_bytes(bytes, count)
             .ok()
             .map(|(relocations, _)| relocations)
@@ -170,67 +171,22 @@ impl<'a, R: ReadRef<'a>> Image<R> {
         place: Range<u64>,
         relocations: &'a [Rela64<LittleEndian>],
     ) -> Option<Pclntab<'a>> {
-        let bytes = self.bytes_from(place.start)?;
-        let len = usize::try_from(place.end - place.start)
-            .ok()?
-            .min(bytes.len());
-        let mut bytes = Cow::Borrowed(&bytes[..len]);
+        let bytes = self.bytes(place.start, place.end - place.start)?;
+        let mut bytes = Cow::Borrowed(bytes);
         relocate(&mut bytes, place.start, relocations);
         let header = Header::parse(&bytes)?;
         let module = self.module(place.start, &header, relocations);
-        let mut table = Pclntab {
+        let code = self.segments.iter().filter(|it| it.flags & PF_X != 0);
+        let table = Pclntab {
             bytes,
-            text_start: self.text_start(&header, module.as_deref()),
-            inline_trees: &[],
-            inline_trees_addr: 0,
-            code: self
-                .segments
-                .iter()
-                .filter(|segment| segment.flags & PF_X != 0)
-                .map(|segment| (segment.addrs.clone(), segment.offset))
-                .collect(),
+            text_start: text_start(&header, module.as_deref()),
+            inline_trees: inline_trees(&header, module.as_deref()),
+            code: code.map(|segment| segment.addrs.clone()).collect(),
             header,
+            file: Box::new(self.clone()),
         };
-        self.find_inline_trees(&mut table, module.as_deref());
         let is_sound = table.functions().next().is_some();
         is_sound.then_some(table)
-    }
-
-    /// What addresses in the table are relative to.
-    fn text_start(&self, header: &Header, module: Option<&[u8]>) -> u64 {
-        if header.version < Version::Go118 {
-            return 0;
-        }
-        if let Some(start) = module.and_then(|module| u64_at(module, MODULE_TEXT)) {
-            return start;
-        }
-        header.text_start
-    }
-
-    /// `runtime.gofunc`, or, when these are pointers still, the segment they point into: that of
-    /// the constants.
-    fn find_inline_trees(&self, table: &mut Pclntab<'a>, module: Option<&[u8]>) {
-        let addr = match table.header.version {
-            Version::Go12 => None,
-            Version::Go116 => table
-                .functions()
-                .find_map(|function| function.inline_tree())
-                .and_then(|addr| {
-                    self.segments
-                        .iter()
-                        .find(|it| it.addrs.contains(&(addr as u64)))
-                })
-                .map(|segment| segment.addrs.start),
-            // `gofunc` is behind `text` and fifteen pointers more; 1.20 added two.
-            Version::Go118 => module.and_then(|module| u64_at(module, MODULE_TEXT + 8 * 16)),
-            Version::Go120 => module.and_then(|module| u64_at(module, MODULE_TEXT + 8 * 18)),
-        };
-        if let Some(addr) = addr
-            && let Some(bytes) = self.bytes_from(addr)
-        {
-            table.inline_trees = bytes;
-            table.inline_trees_addr = addr;
-        }
     }
 
     /// The bytes of `runtime.firstmoduledata`, which begins with a pointer to the table and one to
@@ -249,7 +205,8 @@ impl<'a, R: ReadRef<'a>> Image<R> {
             let bytes = self.data(segment);
             (0..bytes.len())
                 .step_by(8)
-                .filter_map(|at| is_module(&bytes[at..]).then(|| segment.addrs.start + at as u64))
+                .filter(|at| is_module(&bytes[*at..]))
+                .map(|at| segment.addrs.start + at as u64)
         });
         let relocated = relocations
             .iter()
@@ -259,11 +216,36 @@ impl<'a, R: ReadRef<'a>> Image<R> {
             .take(MAX_MODULE_CANDIDATES)
             .chain(relocated.take(MAX_MODULE_CANDIDATES))
             .find_map(|addr| {
-                let bytes = self.bytes_from(addr)?;
-                let mut bytes = Cow::Borrowed(&bytes[..bytes.len().min(MODULE_BYTES)]);
+                let mut bytes = Cow::Borrowed(self.bytes(addr, MODULE_BYTES)?);
                 relocate(&mut bytes, addr, relocations);
                 is_module(&bytes).then(|| bytes.into_owned())
             })
+    }
+}
+
+impl<'a, R: ReadRef<'a> + 'a> ReadAddr for Image<'a, R> {
+    fn read(&self, addr: u64, bytes: u64) -> Option<&[u8]> {
+        self.bytes(addr, bytes)
+    }
+}
+
+/// What addresses in the table are relative to.
+fn text_start(header: &Header, module: Option<&[u8]>) -> u64 {
+    if header.version < Version::Go118 {
+        return 0;
+    }
+    module
+        .and_then(|module| u64_at(module, MODULE_TEXT))
+        .unwrap_or(header.text_start)
+}
+
+/// What addresses of inline trees are relative to: `gofunc`, which is behind `text` and fifteen
+/// pointers more in Go 1.18, and seventeen from 1.20 on.
+fn inline_trees(header: &Header, module: Option<&[u8]>) -> Option<u64> {
+    match header.version {
+        Version::Go12 | Version::Go116 => Some(0),
+        Version::Go118 => u64_at(module?, MODULE_TEXT + 8 * 16),
+        Version::Go120 => u64_at(module?, MODULE_TEXT + 8 * 18),
     }
 }
 

@@ -135,33 +135,34 @@ impl Header {
     }
 }
 
+/// Reads the file by ELF address.
+trait ReadAddr {
+    /// Bytes at an address, fewer where its segment ends.
+    fn read(&self, addr: u64, bytes: u64) -> Option<&[u8]>;
+}
+
 /// The function table of a Go binary.
-#[derive(Clone, Debug)]
 pub struct Pclntab<'a> {
     bytes: Cow<'a, [u8]>,
     header: Header,
     /// What addresses in the table are relative to; 0 before Go 1.18.
     text_start: u64,
-    /// Bytes that offsets of inline trees are relative to (`runtime.gofunc`), when they were found.
-    /// Before Go 1.18 these are pointers, and this is the segment that they point into.
-    inline_trees: &'a [u8],
-    /// ELF address of the first of these bytes.
-    inline_trees_addr: u64,
-    /// Executable bytes of the file, by ELF address, and where they are in the file: no function is
-    /// believed outside of them.
-    code: Vec<(Range<u64>, u64)>,
+    /// What addresses of inline trees are relative to (`runtime.gofunc`), when it was found; 0
+    /// before Go 1.18.
+    inline_trees: Option<u64>,
+    /// Executable bytes of the file: no function is believed outside of them.
+    code: Vec<Range<u64>>,
+    file: Box<dyn ReadAddr + 'a>,
 }
 
 /// A function of the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Function<'a> {
     table: &'a Pclntab<'a>,
     /// First address.
     pub entry: u64,
     /// Where the next function begins.
     pub end: u64,
-    /// Where its first byte is in the file.
-    pub file_offset: u64,
     /// Position of its record in the table.
     record: usize,
 }
@@ -169,7 +170,7 @@ pub struct Function<'a> {
 /// A function's place in the source, and what was inlined there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Name as Go prints it.
+    /// Name, with what a generic function is made for.
     pub name: String,
     /// Source file; empty when unknown.
     pub file: String,
@@ -224,8 +225,13 @@ impl<'a> Pclntab<'a> {
 
     fn function(&self, index: usize) -> Option<Function<'_>> {
         let (entry, end) = (self.listed_addr(index)?, self.listed_addr(index + 1)?);
-        let is_inside = |code: &Range<u64>| code.start <= entry && entry < end && end <= code.end;
-        let (code, code_offset) = self.code.iter().find(|(code, _)| is_inside(code))?;
+        if !self
+            .code
+            .iter()
+            .any(|code| code.start <= entry && entry < end && end <= code.end)
+        {
+            return None;
+        }
         let size = self.header.version.list_field_bytes();
         let offset = self.list_field(2 * index + 1, size)?;
         let record = self
@@ -237,7 +243,6 @@ impl<'a> Pclntab<'a> {
             table: self,
             entry,
             end,
-            file_offset: code_offset + (entry - code.start),
             record,
         })
     }
@@ -266,7 +271,7 @@ impl<'a> Pclntab<'a> {
 }
 
 impl<'a> Function<'a> {
-    /// Name as Go prints it, empty when the table is broken.
+    /// Name, with what a generic function is made for; empty when the table is broken.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.name_at(self.field(0)).unwrap_or_default()
@@ -286,7 +291,17 @@ impl<'a> Function<'a> {
         self.flags() & 2 != 0
     }
 
-    /// How deep the stack is below the return address, by address.
+    /// Its instructions; empty when the file lacks them.
+    #[must_use]
+    pub fn code(&self) -> &'a [u8] {
+        self.table
+            .file
+            .read(self.entry, self.end - self.entry)
+            .unwrap_or_default()
+    }
+
+    /// How deep the stack is below the return address, by address. There is nothing for code that
+    /// is not Go's, which the linker may list among the functions.
     #[must_use]
     pub fn depths(&self) -> PcValues<'a> {
         self.values(self.field(3))
@@ -342,12 +357,12 @@ impl<'a> Function<'a> {
             // funcID u8, pad, nameOff i32, parentPc i32, startLine i32
             Version::Go120 => (16, 4, 8),
         };
-        let at = self
-            .inline_tree()?
-            .checked_add(usize::try_from(index).ok()?.checked_mul(bytes)?)?;
-        let name = self.name_at(u32_at(table.inline_trees, at.checked_add(name)?))?;
-        let parent = u32_at(table.inline_trees, at.checked_add(parent)?)?;
-        let parent = self.entry.checked_add(u64::from(parent))?;
+        let at = u64::try_from(index).ok()?.checked_mul(bytes)?;
+        let call = table
+            .file
+            .read(self.inline_tree()?.checked_add(at)?, bytes)?;
+        let name = self.name_at(u32_at(call, name))?;
+        let parent = self.entry.checked_add(u32_at(call, parent)?.into())?;
         (self.entry..self.end)
             .contains(&parent)
             .then_some((name, parent))
@@ -362,8 +377,8 @@ impl<'a> Function<'a> {
         u32_at(&self.table.bytes, at)
     }
 
-    /// Position of the function's inline tree in the bytes that hold them all.
-    fn inline_tree(&self) -> Option<usize> {
+    /// Address of the function's inline tree.
+    fn inline_tree(&self) -> Option<u64> {
         let table = self.table;
         let last = self.record + self.fixed_bytes() - 1;
         if usize::from(*table.bytes.get(last)?) <= INLINE_TREE {
@@ -372,11 +387,9 @@ impl<'a> Function<'a> {
         let start = self.record + self.fixed_bytes() + 4 * (self.field(6)? as usize);
         if table.header.version >= Version::Go118 {
             let offset = u32_at(&table.bytes, start + 4 * INLINE_TREE)?;
-            return (offset != u32::MAX).then_some(offset as usize);
+            return table.inline_trees?.checked_add(offset.into());
         }
-        let start = start.next_multiple_of(8);
-        let pointer = u64_at(&table.bytes, start + 8 * INLINE_TREE)?;
-        usize::try_from(pointer.checked_sub(table.inline_trees_addr)?).ok()
+        u64_at(&table.bytes, start.next_multiple_of(8) + 8 * INLINE_TREE)
     }
 
     fn name_at(&self, offset: Option<u32>) -> Option<&'a [u8]> {

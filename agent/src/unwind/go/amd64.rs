@@ -13,11 +13,18 @@
 //! | `systemstack`, `asmcgocall`, `cgocallback`, `nanotime1`, ... with a frame of their own | depth | their frame pointer, which leads back to the stack they came from |
 //! | `asmcgocall` until Go 1.20, without a frame | depth | the frame pointer is that of `cgocall`, and the depth of that is known |
 //! | `systemstack` until Go 1.20, without a frame | depth | frame pointer of the caller: the caller itself is lost, all above is kept |
-//! | `mcall` | depth | root: what runs is the scheduler, for no goroutine |
-//! | `clone` | depth | root of a new thread |
-//! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
+//! | `mcall` | depth | `mstart`, the first function of the thread: what runs is the scheduler, for no goroutine |
+//! | `morestack` from 1.21 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
 //! | `morestack` until Go 1.20 | depth | frame pointer of the caller's caller |
-//! | `morestack` from 1.21, `switchToCrashStack0` | depth | nothing: the frame pointer is cleared, and the stack that grows is known in memory of the runtime alone |
+//! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
+//! | `clone` | depth | root of a new thread |
+//! | `rawVforkSyscall` | depth, but the frame pointer of the caller while the return address is in a register | |
+//! | `switchToCrashStack0` | depth | nothing: the program ends in a moment |
+//!
+//! The system stack of a thread begins with `mstart`, which calls `mstart0`, which calls `mstart1`;
+//! that remembers `mstart0`'s stack pointer for all who switch there (`g.sched.sp`). So the
+//! functions that switch run as if `mstart0` had called them. That does not hold for a thread that
+//! C code made, while it is in a callback: there the scheduler's stack ends at a wrong frame.
 //!
 //! `sigtramp` is marked as the first function of its stack, but has a signal frame above it like
 //! any handler.
@@ -46,17 +53,44 @@ struct Save {
     below: i64,
 }
 
+/// What holds where a function is on another stack.
+#[derive(Clone, Copy)]
+enum Switched {
+    Rule(AnyRule),
+    /// The stack of the thread, as `mstart0` left it.
+    ThreadStack {
+        /// Depth of the function's own frame when it switched.
+        depth: i64,
+        /// Depth of `mstart0`'s frame.
+        mstart0: i64,
+    },
+}
+
+impl Switched {
+    const FOLLOW: Self = Self::Rule(AnyRule::Short(Rule::FRAME_POINTER));
+
+    fn rule(self, depth: i64) -> AnyRule {
+        match self {
+            Self::Rule(rule) => rule,
+            Self::ThreadStack {
+                depth: start,
+                mstart0,
+            } => from_stack_pointer(mstart0 + depth - start, 0),
+        }
+    }
+}
+
 /// Parts of a function where a rule holds other than that of the depth.
 #[derive(Default)]
 struct Switch {
     /// The other rules, by ascending address.
-    parts: Vec<(Range<u64>, AnyRule)>,
+    parts: Vec<(Range<u64>, Switched)>,
     /// Only where the stack is this deep.
     depth: Option<i64>,
 }
 
 /// Adds a function's rows.
-pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, code: &[u8], rows: &mut Builder) {
+pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, rows: &mut Builder) {
     let name = function.name();
     let name = name.strip_suffix(b".abi0").unwrap_or(name);
     if name.starts_with(b"runtime.sigreturn") {
@@ -70,6 +104,7 @@ pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, code: &[u8], row
         return;
     }
     let values: Vec<PcValue> = function.depths().collect();
+    let code = function.code();
     let save = find_save(&values, code, function.entry);
     let switch = if function.writes_stack_pointer() || is_switch(name) {
         find_switch(table, function, name, code, &values, save)
@@ -123,12 +158,12 @@ fn add_depth(
     ];
     for (mut part, rule) in parts {
         let is_switched = switch.depth.is_none_or(|wanted| wanted == depth);
-        for (other, other_rule) in switch.parts.iter().filter(|_| is_switched) {
+        for (other, switched) in switch.parts.iter().filter(|_| is_switched) {
             let start = other.start.clamp(part.start, part.end);
             let end = other.end.clamp(part.start, part.end);
             if start < end {
                 rows.add(part.start..start, rule);
-                rows.add(start..end, *other_rule);
+                rows.add(start..end, switched.rule(depth));
                 part.start = end;
             }
         }
@@ -138,8 +173,10 @@ fn add_depth(
 
 fn from_stack_pointer(depth: i64, saved_below: i64) -> AnyRule {
     let cfa = depth + 8;
-    if depth < 0 || depth % 8 != 0 {
-        return Rule::NONE.into();
+    if depth < 0 {
+        // The return address is in a register (`rawVforkSyscall`): the caller is lost, but its
+        // frame pointer leads on.
+        return Rule::FRAME_POINTER.into();
     }
     if let Some(rule) = Rule::from_register(Rule::FROM_SP, cfa, saved_below) {
         return rule.into();
@@ -218,15 +255,15 @@ fn find_switch(
         return Switch::default();
     };
     let to_end = |rule| vec![(first..function.end, rule)];
-    let follow = AnyRule::from(Rule::FRAME_POINTER);
     let depth = values.iter().map(|value| value.value.into()).max();
     let has_frame = depth > Some(0) && save.is_some_and(|save| save.below == 16);
     let parts = match name {
-        b"runtime.mcall" | b"runtime.clone" => to_end(Rule::ROOT.into()),
+        b"runtime.clone" => to_end(Switched::Rule(Rule::ROOT.into())),
+        b"runtime.switchToCrashStack0" => to_end(Switched::Rule(Rule::NONE.into())),
         b"runtime.morestack" if !clears_frame_pointer(code, first - function.entry) => {
-            to_end(follow)
+            to_end(Switched::FOLLOW)
         }
-        b"runtime.morestack" | b"runtime.switchToCrashStack0" => to_end(Rule::NONE.into()),
+        b"runtime.mcall" | b"runtime.morestack" => to_end(thread_stack(table, first, values)),
         _ if has_frame => {
             // With one write alone it does not come back.
             let end = if writes.len() == 1 {
@@ -234,48 +271,66 @@ fn find_switch(
             } else {
                 last
             };
-            let parts = vec![(first..end, follow)];
+            let parts = vec![(first..end, Switched::FOLLOW)];
             return Switch { parts, depth };
         }
-        b"runtime.systemstack" => vec![(first..last, follow)],
+        b"runtime.systemstack" => vec![(first..last, Switched::FOLLOW)],
         b"runtime.asmcgocall" => frameless_asmcgocall(table, &writes),
-        _ => to_end(follow),
+        _ => to_end(Switched::FOLLOW),
     };
     Switch { parts, depth: None }
 }
 
-/// Whether `xor ebp, ebp` is what comes next.
+/// Whether `mov rbp, 0` is what comes next, in either of its encodings.
 fn clears_frame_pointer(code: &[u8], at: u64) -> bool {
     let rest = usize::try_from(at).ok().and_then(|at| code.get(at..));
-    rest.is_some_and(|rest| rest.starts_with(&[0x31, 0xed]))
+    rest.is_some_and(|rest| {
+        rest.starts_with(&[0x31, 0xed]) || rest.starts_with(&[0x48, 0xc7, 0xc5, 0, 0, 0, 0])
+    })
 }
 
 /// Until Go 1.20 this is called on a goroutine's stack by `cgocall` alone, whose frame pointer it
 /// leaves in its register: the stack pointer of the call is `cgocall`'s depth below that frame's
 /// end. Its second half, for calls that are on the system stack already, has other callers.
-fn frameless_asmcgocall(table: &Pclntab<'_>, writes: &[u64]) -> Vec<(Range<u64>, AnyRule)> {
-    let follow = AnyRule::from(Rule::FRAME_POINTER);
+fn frameless_asmcgocall(table: &Pclntab<'_>, writes: &[u64]) -> Vec<(Range<u64>, Switched)> {
     let (Some(&first), Some(&last)) = (writes.first(), writes.last()) else {
         return Vec::new();
     };
     // To the system stack, aligned, back; aligned, back.
     let &[_, _, back, aligned, _] = writes else {
-        return vec![(first..last, follow)];
+        return vec![(first..last, Switched::FOLLOW)];
     };
-    let mut functions = table.functions();
-    let depth = functions
-        .find(|function| function.name() == b"runtime.cgocall")
-        .and_then(|cgocall| cgocall.depths().map(|value| value.value).max());
-    let of_cgocall = depth.map_or(follow, |depth| {
-        AnyRule::Wide(WideRule {
+    let of_cgocall = depth_of(table, b"runtime.cgocall").map_or(Switched::FOLLOW, |depth| {
+        Switched::Rule(AnyRule::Wide(WideRule {
             cfa_base: BASE_FP,
             // The frame pointer is 16 below the end of that frame, the return address 8.
             cfa_offset: 8_i32.saturating_sub(depth),
             fp_rule: FP_SAME,
             ..WideRule::default()
-        })
+        }))
     });
-    vec![(first..back, of_cgocall), (aligned..last, follow)]
+    vec![(first..back, of_cgocall), (aligned..last, Switched::FOLLOW)]
+}
+
+/// The stack of the thread that a function is on from an address on, or its end when this Go has no
+/// `mstart0`.
+fn thread_stack(table: &Pclntab<'_>, from: u64, values: &[PcValue]) -> Switched {
+    let depth = values
+        .iter()
+        .find(|value| value.range.contains(&(from - 1)));
+    match (depth, depth_of(table, b"runtime.mstart0")) {
+        (Some(depth), Some(mstart0)) => Switched::ThreadStack {
+            depth: depth.value.into(),
+            mstart0: mstart0.into(),
+        },
+        _ => Switched::Rule(Rule::ROOT.into()),
+    }
+}
+
+/// How deep a function's stack is where it calls others.
+fn depth_of(table: &Pclntab<'_>, name: &[u8]) -> Option<i32> {
+    let function = table.functions().find(|function| function.name() == name)?;
+    function.depths().map(|value| value.value).max()
 }
 
 /// Addresses behind instructions that write the stack pointer, other than by a constant.

@@ -32,7 +32,7 @@ const MAX_PADDING_BYTES: u64 = 64;
 /// On arm64 a frame looks otherwise (the return address lies at its lower end, and the frame
 /// pointer below the stack pointer), so that takes rules of its own beside those of `amd64`.
 #[must_use]
-pub fn rows<'a, R: ReadRef<'a>>(file: R) -> Option<Rows> {
+pub fn rows<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Rows> {
     let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
     if header.e_machine(LittleEndian) != EM_X86_64 {
         return None;
@@ -43,9 +43,7 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R) -> Option<Rows> {
         if rows.rows.len() > MAX_ROWS {
             break;
         }
-        let len = function.end - function.entry;
-        let code = file.read_bytes_at(function.file_offset, len);
-        amd64::add(&table, &function, code.unwrap_or_default(), &mut rows);
+        amd64::add(&table, &function, &mut rows);
     }
     Some(rows.finish())
 }
