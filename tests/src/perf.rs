@@ -17,11 +17,11 @@ pub struct Perf {
 }
 
 impl Perf {
-    /// Starts to record a process for `seconds`, into `folder`.
+    /// Starts to record a process until that ends, into `folder`.
     ///
     /// # Errors
     /// When perf cannot be started.
-    pub fn start(pid: u32, seconds: u32, folder: &Path) -> Result<Self> {
+    pub fn start(pid: u32, folder: &Path) -> Result<Self> {
         let file = folder.join("perf.data");
         let mut command = Command::new("perf");
         command
@@ -38,7 +38,6 @@ impl Perf {
             ])
             .arg("-o")
             .arg(&file)
-            .args(["--", "sleep", &seconds.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         Ok(Self {
@@ -47,7 +46,7 @@ impl Perf {
         })
     }
 
-    /// Waits for its end and returns the stacks it saw.
+    /// Waits for its end, which comes with that of the process, and returns the stacks it saw.
     ///
     /// # Errors
     /// When perf fails, or what it prints cannot be understood.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::process::{self, wait_for};
+use crate::recorder::check_host;
 
 /// A folder that is gone after the test, readable by everybody.
 ///
@@ -40,6 +41,7 @@ impl TinyDisk {
     /// # Errors
     /// When it cannot be mounted.
     pub fn new() -> Result<Self> {
+        check_host()?;
         let folder = folder()?;
         process::output(
             Command::new("mount")

@@ -182,6 +182,21 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(used)
 }
 
+/// Time that a hypervisor took from this machine's CPUs while they had something to do.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn stolen_time() -> Result<Duration> {
+    parse_stolen_time(&fs::read_to_string("/proc/stat")?)
+}
+
+/// The eighth number of the first line, in 1/100 s.
+fn parse_stolen_time(stat: &str) -> Result<Duration> {
+    let number = stat.split_whitespace().nth(8);
+    let ticks: u64 = number.context("/proc/stat is short")?.parse()?;
+    Ok(Duration::from_millis(10 * ticks))
+}
+
 /// The children of a process's main thread.
 ///
 /// # Errors
@@ -228,6 +243,14 @@ mod tests {
         assert!(fs::exists(&proc).unwrap());
         drop(guard);
         assert!(!fs::exists(&proc).unwrap());
+    }
+
+    #[test]
+    fn stolen_time_is_found() {
+        let stat = "cpu  1 2 4 1000 2000 8 16 40 1 0\ncpu0 ";
+        let expected = Duration::from_millis(400);
+        assert_eq!(parse_stolen_time(stat).unwrap(), expected);
+        assert!(parse_stolen_time("cpu 1 2").is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! One workload, recorded by hotspan and perf at the same time, held against its own clock.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use crate::perf::Perf;
 use crate::place;
@@ -12,8 +13,70 @@ use crate::workload::{Report, Workload};
 
 /// How far shares of the same thing may be apart.
 const TOLERANCE: f64 = 0.05;
-/// How long a workload is recorded: some forty of its phases.
-const SECONDS: u32 = 4;
+/// How long a workload is recorded, in its own CPU time: some forty of its phases.
+pub const WORK: Duration = Duration::from_secs(4);
+
+/// What hotspan saw of a process.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The summary.
+    pub summary: Summary,
+    /// The folded stacks.
+    pub stacks: Stacks,
+}
+
+impl Recorded {
+    /// Records a workload until it has used that much CPU time, so that there are as many samples
+    /// on a busy machine as on an idle one.
+    ///
+    /// # Errors
+    /// When hotspan fails, or the workload does.
+    pub fn of(workload: &Workload, options: &str, work: Duration) -> Result<Self> {
+        let folder = place::folder()?;
+        let file = folder.path().join("out.folded");
+        let mut running = Hotspan::record()?
+            .args(&format!("-p {} --json {options}", workload.pid()))
+            .output(&file)
+            .start()?;
+        running.wait_for_capture()?;
+        workload.wait_for_work(work)?;
+        running.signal(Signal::INT)?;
+        let run = running.finish()?.succeeded()?;
+        Ok(Self {
+            summary: run.summary()?,
+            stacks: read_folded(&file)?,
+        })
+    }
+
+    /// Checks that the part of the samples with `function` in their stack is `other`.
+    ///
+    /// A workload that has a CPU to itself is sampled evenly, and its shares are exact to about a
+    /// percent. One that has to share its CPU is sampled when it happens to run: then three
+    /// standard deviations are allowed on top.
+    ///
+    /// # Errors
+    /// Tells both.
+    pub fn check_share(
+        &self,
+        function: &str,
+        other: f64,
+        source: &str,
+        threads: Threads,
+    ) -> Result<()> {
+        let own = self.stacks.share(function)?;
+        let chance = 1.0 - self.summary.running_part(threads.count());
+        let variance = own * (1.0 - own) * chance / self.stacks.total() as f64;
+        let tolerance = TOLERANCE + 3.0 * variance.sqrt();
+        ensure!(
+            (own - other).abs() <= tolerance,
+            "{function}: {:.1} % for hotspan, {:.1} % for {source}; hotspan saw{}",
+            100.0 * own,
+            100.0 * other,
+            self.stacks.commonest()
+        );
+        Ok(())
+    }
+}
 
 /// A function that a workload spends a known part of its time in.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +92,8 @@ pub struct Function<'a> {
 /// What hotspan and perf saw of one workload.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// hotspan's summary.
-    pub summary: Summary,
-    /// hotspan's stacks.
-    pub stacks: Stacks,
+    /// What hotspan saw.
+    pub recorded: Recorded,
     /// perf's stacks.
     pub perf: Stacks,
     /// What the workload measured itself.
@@ -46,20 +107,13 @@ impl Seen {
     /// When any of the three fails.
     pub fn of(workload: Workload) -> Result<Self> {
         let folder = place::folder()?;
-        let file = folder.path().join("out.folded");
-        let perf = Perf::start(workload.pid(), SECONDS, folder.path())?;
-        let run = Hotspan::record()?
-            .args(&format!("-p {} -d {SECONDS}s --json", workload.pid()))
-            .output(&file)
-            .run()?
-            .succeeded()?;
-        let summary = run.summary()?;
-        let perf = perf.finish()?;
+        let perf = Perf::start(workload.pid(), folder.path())?;
+        let recorded = Recorded::of(&workload, "", WORK)?;
         let report = workload.stop()?;
-        let stacks = read_folded(&file)?;
+        // It ends with the workload.
+        let perf = perf.finish()?;
         Ok(Self {
-            summary,
-            stacks,
+            recorded,
             perf,
             report,
         })
@@ -71,51 +125,42 @@ impl Seen {
     /// # Errors
     /// Names the first thing that is not so.
     pub fn check(&self, process: &str, threads: Threads, functions: &[Function]) -> Result<()> {
-        self.summary.check_complete(threads)?;
-        self.summary.check_rooted_and_named()?;
+        let Recorded { summary, stacks } = &self.recorded;
+        summary.check_complete(threads)?;
+        summary.check_rooted_and_named()?;
+        let (total, kept) = (stacks.total(), summary.samples.kept);
         ensure!(
-            self.stacks.total() == self.summary.samples.kept,
-            "{} samples in the file, {} in the summary",
-            self.stacks.total(),
-            self.summary.samples.kept
+            total == kept,
+            "{total} samples in the file, {kept} in the summary"
         );
-        let of_others = self.stacks.total() - self.stacks.of_process(process).total();
+        let of_others = total - stacks.of_process(process).total();
         ensure!(of_others == 0, "{of_others} samples are not of {process}");
         for function in functions {
-            self.check_function(function).with_context(|| {
-                format!("{}; hotspan saw{}", function.clock, self.stacks.commonest())
-            })?;
+            self.check_function(function, threads)?;
         }
         Ok(())
     }
 
-    fn check_function(&self, function: &Function) -> Result<()> {
+    fn check_function(&self, function: &Function, threads: Threads) -> Result<()> {
+        let stacks = &self.recorded.stacks;
         let name = function.chain.last().context("an empty chain")?;
-        let found = self.stacks.with(name);
-        let in_chain = self.stacks.with_chain(function.chain);
+        let found = stacks.with(name);
+        let in_chain = stacks.with_chain(function.chain);
         // A sample can hit the few instructions in which a function sets up its frame.
         ensure!(
             found > 0 && in_chain as f64 >= 0.98 * found as f64,
-            "of {found} samples with {name} {in_chain} have {:?}",
-            function.chain
+            "of {found} samples with {name} {in_chain} have {:?}; hotspan saw{}",
+            function.chain,
+            stacks.commonest()
         );
-        let own = self.stacks.share(name)?;
-        let perf = self
-            .perf
-            .filter(|stack| stack.iter().any(|f| f.contains(function.perf)));
-        ensure!(self.perf.total() > 0, "perf has no samples");
-        let perf = perf.total() as f64 / self.perf.total() as f64;
         let clock = self.report.share(function.clock)?;
-        let others = BTreeMap::from([("its clock", clock), ("perf", perf)]);
-        for (source, other) in others {
-            ensure!(
-                (own - other).abs() <= TOLERANCE,
-                "{:.1} % for hotspan, {:.1} % for {source}",
-                100.0 * own,
-                100.0 * other
-            );
-        }
-        Ok(())
+        self.recorded
+            .check_share(name, clock, "its clock", threads)?;
+        let all = self.perf.total();
+        ensure!(all > 0, "perf has no samples");
+        let has_name = |stack: &[String]| stack.iter().any(|frame| frame.contains(function.perf));
+        let perf = self.perf.filter(has_name).total() as f64 / all as f64;
+        self.recorded.check_share(name, perf, "perf", threads)
     }
 }
 
@@ -135,8 +180,10 @@ mod tests {
             clock.0, clock.1
         );
         Seen {
-            summary: serde_json::from_str(&summary).unwrap(),
-            stacks,
+            recorded: Recorded {
+                summary: serde_json::from_str(&summary).unwrap(),
+                stacks,
+            },
             perf: Stacks::parse_folded(perf).unwrap(),
             report: serde_json::from_str(&report).unwrap(),
         }

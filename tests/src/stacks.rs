@@ -88,6 +88,17 @@ impl Stacks {
         )
     }
 
+    /// The same with nothing between the process and the leaf.
+    #[must_use]
+    pub fn leaves(&self) -> Self {
+        let mut leaves = Self::default();
+        for (stack, count) in &self.0 {
+            let ends = stack.iter().take(1).chain(stack.iter().skip(1).last());
+            leaves.add(ends.cloned().collect(), *count);
+        }
+        leaves
+    }
+
     /// Number of samples.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -154,6 +165,13 @@ mod tests {
         assert_eq!(all.with("JS:*heavy …"), 5);
         assert_eq!(all.with("JS:*heavy"), 0);
         assert!(all.of_process("c").share("heavy").is_err());
+    }
+
+    #[test]
+    fn leaves_are_what_is_left_of_a_stack() {
+        let stacks = Stacks::parse_folded("a;b;d 1\na;c;d 2\na 3\n").unwrap();
+        let leaves = Stacks::parse_folded("a;d 3\na 3\n").unwrap();
+        assert_eq!(stacks.leaves(), leaves);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::process::{self, Guard, wait_for};
 /// Workloads measure their speed before they are ready, which takes some while on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// On a machine with much else to do, a workload gets a small part of a CPU.
+const BUSY_PATIENCE: Duration = Duration::from_secs(45);
+
 /// The start of a command that runs on one CPU only.
 ///
 /// Each CPU has a sampling clock of its own. A thread that is moved from one to another gains or
@@ -148,7 +151,7 @@ impl Workload {
     /// When it ends before, or does nothing.
     pub fn wait_for_work(&self, work: Duration) -> Result<()> {
         let goal = process::cpu_time(self.pid)? + work;
-        wait_for("the workload's work", PATIENCE, || {
+        wait_for("the workload's work", BUSY_PATIENCE, || {
             Ok((process::cpu_time(self.pid)? >= goal).then_some(()))
         })
     }

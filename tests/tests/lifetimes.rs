@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use hotspan_tests::place;
 use hotspan_tests::program::{self, Build};
 use hotspan_tests::recorder::{Hotspan, Threads, read_folded};
+use hotspan_tests::shares::{Recorded, WORK};
 use hotspan_tests::stacks::Stacks;
 use hotspan_tests::workload::Workload;
 use rustix::process::Signal;
@@ -20,26 +21,13 @@ const CHAINS: [&[&str]; 2] = [
 
 /// Records a running `shares`, and checks that everything has its name.
 fn check_names(workload: Workload) -> Result<()> {
-    let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
-    let run = Hotspan::record()?
-        .args(&format!("-p {} -d 3s --json", workload.pid()))
-        .output(&file)
-        .run()?
-        .succeeded()?;
-    let summary = run.summary()?;
+    let recorded = Recorded::of(&workload, "", WORK)?;
     // A workload that was started by others may move between CPUs.
-    summary.check_complete(Threads::Anywhere(1))?;
-    summary.check_rooted_and_named()?;
-    let stacks = read_folded(&file)?;
-    check_chains(&stacks)?;
-    let share = stacks.share("heavy")?;
+    recorded.summary.check_complete(Threads::Anywhere(1))?;
+    recorded.summary.check_rooted_and_named()?;
+    check_chains(&recorded.stacks)?;
     let clock = workload.stop()?.share("heavy")?;
-    ensure!(
-        (share - clock).abs() < 0.05,
-        "{share} for hotspan, {clock} for its clock"
-    );
-    Ok(())
+    recorded.check_share("heavy", clock, "its clock", Threads::Anywhere(1))
 }
 
 fn check_chains(stacks: &Stacks) -> Result<()> {

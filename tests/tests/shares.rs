@@ -2,13 +2,11 @@
 //! clocks agree, in every language.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use hotspan_tests::place;
 use hotspan_tests::program::{self, Build};
-use hotspan_tests::recorder::{Hotspan, Threads, read_folded};
-use hotspan_tests::shares::{Function, Seen};
+use hotspan_tests::recorder::Threads;
+use hotspan_tests::shares::{Function, Recorded, Seen, WORK};
 use hotspan_tests::workload::{Workload, on_one_cpu};
 
 const HEAVY: Function = Function {
@@ -143,12 +141,13 @@ fn javascript_with_a_perf_map() -> Result<()> {
     let seen = seen?;
     seen.check("node", Threads::OnOneCpu, &functions)?;
     let marked = seen
+        .recorded
         .stacks
         .filter(|stack| stack.iter().any(|f| f.ends_with("_[j]")));
     ensure!(
         marked.with("JS:*heavyWork …") > 0,
         "no JIT mark: {}",
-        seen.stacks.commonest()
+        seen.recorded.stacks.commonest()
     );
     Ok(())
 }
@@ -168,7 +167,7 @@ fn threads_by_name() -> Result<()> {
     let seen = Seen::of(workload)?;
     seen.check("threads", Threads::Anywhere(2), &spins)?;
     // A thread that sleeps uses next to nothing, and shows as next to nothing.
-    let idle = seen.stacks.share("idle")?;
+    let idle = seen.recorded.stacks.share("idle")?;
     ensure!(idle < 0.02, "an idle thread has {idle} of the samples");
     Ok(())
 }
@@ -198,19 +197,21 @@ fn time_inside_the_kernel() -> Result<()> {
         "entry_SYSCALL_64_after_hwframe",
         "do_syscall_64",
     ];
-    let in_kernel = seen.stacks.with_chain(&chain) as f64 / seen.stacks.total() as f64;
+    let in_kernel =
+        seen.recorded.stacks.with_chain(&chain) as f64 / seen.recorded.stacks.total() as f64;
     ensure!(
         in_kernel > 0.8,
         "only {in_kernel} is in the kernel: {}",
-        seen.stacks.commonest()
+        seen.recorded.stacks.commonest()
     );
     let read = seen
+        .recorded
         .stacks
         .filter(|stack| stack.iter().any(|f| f == "vfs_read_[k]"));
     ensure!(
         read.total() > 0,
         "kernel frames have no mark: {}",
-        seen.stacks.commonest()
+        seen.recorded.stacks.commonest()
     );
     Ok(())
 }
@@ -233,40 +234,31 @@ fn four_hundred_frames_of_recursion() -> Result<()> {
 #[test]
 fn leaves_have_names_and_shares_without_frame_pointers() -> Result<()> {
     let workload = Workload::start(&program::c("shares", Build::NoFramePointers)?)?;
-    let seen = Seen::of(workload)?;
-    seen.summary.check_complete(Threads::OnOneCpu)?;
+    let recorded = Recorded::of(&workload, "", WORK)?;
+    let report = workload.stop()?;
+    recorded.summary.check_complete(Threads::OnOneCpu)?;
+    let leaves = Recorded {
+        stacks: recorded.stacks.leaves(),
+        ..recorded
+    };
     for function in ["heavy", "light"] {
-        let own = seen
-            .stacks
-            .filter(|stack| stack.last().is_some_and(|leaf| leaf == function));
-        let share = own.total() as f64 / seen.stacks.total() as f64;
-        let clock = seen.report.share(function)?;
-        ensure!(
-            (share - clock).abs() < 0.05,
-            "{function}: {share} for hotspan, {clock} for its clock"
-        );
+        leaves.check_share(
+            function,
+            report.share(function)?,
+            "its clock",
+            Threads::OnOneCpu,
+        )?;
     }
     Ok(())
 }
 
 #[test]
 fn stripped_program_reads_as_module_and_offset() -> Result<()> {
-    let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
     let workload = Workload::start(&program::c("shares", Build::Stripped)?)?;
-    let run = Hotspan::record()?
-        .args(&format!("-p {} -d 2s --json", workload.pid()))
-        .output(&file)
-        .run()?
-        .succeeded()?;
-    let summary = run.summary()?;
+    let Recorded { summary, stacks } = Recorded::of(&workload, "", WORK / 2)?;
     summary.check_complete(Threads::OnOneCpu)?;
-    let stacks = read_folded(&file)?;
-    let unnamed = stacks.filter(|stack| {
-        stack
-            .last()
-            .is_some_and(|leaf| leaf.starts_with("shares+0x"))
-    });
+    let has_offset = |leaf: &String| leaf.starts_with("shares+0x");
+    let unnamed = stacks.filter(|stack| stack.last().is_some_and(has_offset));
     ensure!(
         unnamed.total() as f64 > 0.9 * stacks.total() as f64,
         "leaves have other names:{}",
@@ -281,23 +273,15 @@ fn stripped_program_reads_as_module_and_offset() -> Result<()> {
 
 #[test]
 fn a_higher_rate_gives_more_samples_of_the_same() -> Result<()> {
-    let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
     let workload = Workload::start(&program::c("shares", Build::FramePointers)?)?;
-    let run = Hotspan::record()?
-        .args(&format!("-p {} -d 2s -F 999 --json", workload.pid()))
-        .output(&file)
-        .patience(Duration::from_secs(20))
-        .run()?
-        .succeeded()?;
-    let summary = run.summary()?;
-    ensure!(summary.rate_hz == 999, "{summary:?}");
-    summary.check_complete(Threads::OnOneCpu)?;
-    let share = read_folded(&file)?.share("heavy")?;
-    let clock = workload.stop()?.share("heavy")?;
-    ensure!(
-        (share - clock).abs() < 0.05,
-        "{share} for hotspan, {clock} for its clock"
-    );
-    Ok(())
+    let recorded = Recorded::of(&workload, "-F 999", WORK / 2)?;
+    let report = workload.stop()?;
+    ensure!(recorded.summary.rate_hz == 999, "{:?}", recorded.summary);
+    recorded.summary.check_complete(Threads::OnOneCpu)?;
+    recorded.check_share(
+        "heavy",
+        report.share("heavy")?,
+        "its clock",
+        Threads::OnOneCpu,
+    )
 }
