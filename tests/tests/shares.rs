@@ -106,11 +106,7 @@ fn go_with_methods_and_generics() -> Result<()> {
         },
         Function {
             clock: "light",
-            chain: &[
-                "main.main",
-                "main.lightCaller",
-                "main.light[go.shape.uint64]",
-            ],
+            chain: &["main.main", "main.lightCaller", "main.light[...]"],
             perf: "main.light[",
         },
     ];

@@ -231,6 +231,8 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
     let cpus = cpus::possible_count()?;
     let mut loader = EbpfLoader::new();
     loader
+        // Nothing in the object needs the kernel's types: we have read what we want of them.
+        .btf(None)
         .override_global("OFFSETS", offset_bytes.as_slice(), true)
         .override_global("TARGET_MODE", &mode, true)
         .override_global("TARGET_CGROUP", &cgroup, true)

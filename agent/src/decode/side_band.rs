@@ -10,7 +10,6 @@ const RECORD_FORK: u32 = 7;
 const RECORD_MMAP2: u32 = 10;
 
 const MISC_COMM_EXEC: u16 = 1 << 13;
-const MISC_MMAP_BUILD_ID: u16 = 1 << 14;
 
 const HEADER_BYTES: usize = 8;
 const SAMPLE_ID_BYTES: usize = 16;
@@ -18,7 +17,7 @@ const SAMPLE_ID_BYTES: usize = 16;
 /// What tells one mapped file from another, as far as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FileIdentity {
-    /// GNU build id.
+    /// GNU build id, once the file has been read.
     BuildId(Vec<u8>),
     /// Device and inode.
     Inode {
@@ -26,6 +25,8 @@ pub enum FileIdentity {
         dev: u64,
         /// Inode number.
         ino: u64,
+        /// Which file of those that had this inode number, 0 when unknown.
+        generation: u64,
     },
 }
 
@@ -152,7 +153,7 @@ fn parse(record: &[u8]) -> Option<SideBandRecord> {
         }
         RECORD_FORK => (body.u32()?, SideBandEvent::Fork { parent_pid: second }),
         RECORD_EXIT => (body.u32()?, SideBandEvent::Exit),
-        RECORD_MMAP2 => (second, SideBandEvent::Mmap(parse_mmap2(body, misc)?)),
+        RECORD_MMAP2 => (second, SideBandEvent::Mmap(parse_mmap2(body)?)),
         _ => return None,
     };
     Some(SideBandRecord {
@@ -163,19 +164,14 @@ fn parse(record: &[u8]) -> Option<SideBandRecord> {
     })
 }
 
-fn parse_mmap2(mut body: Reader<'_>, misc: u16) -> Option<Mapped> {
+fn parse_mmap2(mut body: Reader<'_>) -> Option<Mapped> {
     let (start, len, file_offset) = (body.u64()?, body.u64()?, body.u64()?);
-    let identity: [u8; 24] = body.take()?;
-    let identity = if misc & MISC_MMAP_BUILD_ID != 0 {
-        let len = usize::from(identity[0]).min(20);
-        FileIdentity::BuildId(identity[4..4 + len].to_vec())
-    } else {
-        let mut inode = Reader(&identity);
-        let (major, minor, ino) = (inode.u32()?, inode.u32()?, inode.u64()?);
-        FileIdentity::Inode {
-            dev: libc::makedev(major, minor),
-            ino,
-        }
+    let (major, minor, ino, generation) = (body.u32()?, body.u32()?, body.u64()?, body.u64()?);
+    let dev = libc::makedev(major, minor);
+    let identity = FileIdentity::Inode {
+        dev,
+        ino,
+        generation,
     };
     let (_protection, _flags) = (body.u32()?, body.u32()?);
     let end = start.checked_add(len)?;
@@ -203,20 +199,20 @@ mod tests {
         bytes
     }
 
-    fn mmap2(misc: u16) -> Vec<u8> {
+    fn mmap2() -> Vec<u8> {
         let mut body = Vec::new();
         body.extend([5_u32, 6].map(u32::to_ne_bytes).concat());
         body.extend([0x1000_u64, 0x2000, 0x3000].map(u64::to_ne_bytes).concat());
-        body.extend([20, 0, 0, 0]);
-        body.extend(1..=20);
+        body.extend([0xfd_u32, 1].map(u32::to_ne_bytes).concat());
+        body.extend([12_u64, 34].map(u64::to_ne_bytes).concat());
         body.extend([0; 8]);
         body.extend(b"/bin/x\0\0");
-        record(RECORD_MMAP2, misc, &body)
+        record(RECORD_MMAP2, 0, &body)
     }
 
     #[test]
-    fn mapping_with_a_build_id_is_read() {
-        let bytes = mmap2(MISC_MMAP_BUILD_ID);
+    fn mapping_names_its_file() {
+        let bytes = mmap2();
         let found: Vec<_> = records(&bytes).collect();
         assert_eq!(
             found,
@@ -228,20 +224,15 @@ mod tests {
                     start: 0x1000,
                     end: 0x3000,
                     file_offset: 0x3000,
-                    identity: FileIdentity::BuildId((1..=20).collect()),
+                    identity: FileIdentity::Inode {
+                        dev: libc::makedev(0xfd, 1),
+                        ino: 12,
+                        generation: 34
+                    },
                     path: b"/bin/x".to_vec(),
                 }),
             }]
         );
-    }
-
-    #[test]
-    fn mapping_without_a_build_id_names_its_inode() {
-        let bytes = mmap2(0);
-        let Some(SideBandEvent::Mmap(mapped)) = records(&bytes).next().map(|r| r.event) else {
-            panic!()
-        };
-        assert!(matches!(mapped.identity, FileIdentity::Inode { .. }));
     }
 
     #[test]
@@ -255,11 +246,7 @@ mod tests {
 
     #[test]
     fn any_cut_and_any_byte_is_survived() {
-        let bytes = [
-            mmap2(MISC_MMAP_BUILD_ID),
-            record(RECORD_COMM, MISC_COMM_EXEC, &[7; 24]),
-        ]
-        .concat();
+        let bytes = [mmap2(), record(RECORD_COMM, MISC_COMM_EXEC, &[7; 24])].concat();
         assert_eq!(records(&bytes).count(), 2);
         for len in 0..bytes.len() {
             assert!(records(&bytes[..len]).count() < 2);

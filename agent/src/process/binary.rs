@@ -190,7 +190,7 @@ fn is_same(file: &File, identity: &FileIdentity) -> bool {
         FileIdentity::BuildId(id) => {
             ElfFacts::read(file).is_some_and(|facts| facts.build_id == *id)
         }
-        FileIdentity::Inode { dev, ino } => file
+        FileIdentity::Inode { dev, ino, .. } => file
             .metadata()
             .is_ok_and(|metadata| metadata.ino() == *ino && metadata.dev() == *dev),
     }

@@ -176,6 +176,7 @@ fn parse_maps_line(line: &[u8]) -> Option<Mapped> {
         identity: FileIdentity::Inode {
             dev,
             ino: inode.parse().ok()?,
+            generation: 0,
         },
         path: path.to_vec(),
     })
@@ -203,7 +204,14 @@ mod tests {
             (0x55e0, 0x55f0, 0x1000)
         );
         let dev = libc::makedev(0xfd, 1);
-        assert_eq!(found[0].identity, FileIdentity::Inode { dev, ino: 12 });
+        assert_eq!(
+            found[0].identity,
+            FileIdentity::Inode {
+                dev,
+                ino: 12,
+                generation: 0
+            }
+        );
     }
 
     #[test]
