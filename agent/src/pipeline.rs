@@ -53,6 +53,13 @@ pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
 /// A recording waits this long for the tables of the processes that it starts with.
 const TABLE_PATIENCE: Duration = Duration::from_millis(100);
 
+/// The kernel lets go of a thread some time after its end; a recording waits this long at most for
+/// the CPU time of the last ones.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(60);
+
+/// A process that ended may still be sampled this long, and its CPU time be told.
+const AFTERLIFE_NS: u64 = 300_000_000;
+
 /// News of processes are read this long after the first of them.
 const COALESCE: Duration = Duration::from_millis(1);
 
@@ -95,6 +102,8 @@ pub struct Recording {
     start_mono_ns: u64,
     batch: Batch,
     side_band: VecDeque<SideBandRecord>,
+    /// Processes that ended, and when; the oldest first.
+    ended: VecDeque<(u64, u32)>,
     frames: Vec<RawFrame>,
     command: Option<u32>,
     filtered: u64,
@@ -134,6 +143,7 @@ impl Recording {
             start_mono_ns: 0,
             batch: Batch::default(),
             side_band: VecDeque::new(),
+            ended: VecDeque::new(),
             frames: Vec::new(),
             command: None,
             filtered: 0,
@@ -217,6 +227,7 @@ impl Recording {
     ) -> Result<Ended> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let news = self.capture.process_news()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -238,6 +249,7 @@ impl Recording {
                 () = &mut elapsed => Ended::Elapsed,
                 _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
                 _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
+                _ = hangup.recv() => Ended::Signal(libc::SIGHUP),
                 status = command_exit => Ended::CommandExited(status.context("lost the command")?),
                 guard = news.readable() => {
                     // A process that starts maps several files in a row: let it.
@@ -288,19 +300,40 @@ impl Recording {
                     self.account.add_started(event.pid, event.thread_cpu_ns);
                 }
                 Record::Exec(_) => {}
+                Record::Free(event) => {
+                    self.account
+                        .thread_free(event.pid, event.tid, event.thread_cpu_ns);
+                }
                 Record::Exit(event) => {
                     let is_last_thread = event.is_last_thread != 0;
+                    let (pid, tid) = (event.pid, event.tid);
                     self.account
-                        .thread_exit(event.pid, event.thread_cpu_ns, is_last_thread);
+                        .thread_exit(pid, tid, event.thread_cpu_ns, is_last_thread);
                     if is_last_thread {
-                        self.table.exit(event.pid);
+                        self.table.exit(pid);
+                        self.ended.push_back((event.header.time_mono_ns, pid));
                     }
                 }
             }
         }
         self.apply_side_band_until(u64::MAX);
         self.table.forget_exited();
+        self.remove_ended_targets();
         self.batch = batch;
+    }
+
+    /// Processes that ended are targets no more, once nothing is left of them. A pid that is used
+    /// again stays what it is.
+    fn remove_ended_targets(&mut self) {
+        let until = now_mono_ns().saturating_sub(AFTERLIFE_NS);
+        while let Some(&(time, pid)) = self.ended.front()
+            && time < until
+        {
+            self.ended.pop_front();
+            if self.table.mappings(pid).is_none() {
+                self.capture.remove_target(pid);
+            }
+        }
     }
 
     fn apply_side_band_until(&mut self, time_mono_ns: u64) {
@@ -355,6 +388,11 @@ impl Recording {
     pub fn finish(mut self) -> Result<Profile> {
         let end_mono_ns = now_mono_ns();
         self.read();
+        let until = Instant::now() + SETTLE_PATIENCE;
+        while !self.account.is_settled() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+            self.read();
+        }
         for pid in self.table.pids().chain(self.cgroup_processes()) {
             self.account.add_started(pid, 0);
         }
@@ -379,14 +417,42 @@ impl Recording {
         let mut lost = vec![("malformed_record", self.malformed)];
         lost.push(("side_band_ring_full", self.table.lost_records));
         lost.push(("unwind_tables_full", self.tables.refused()));
+        let mut taken = 0;
         for (counter, count) in self.capture.counts()? {
-            if counter != Counter::SamplesTaken {
-                lost.push((counter.name(), count));
+            match counter {
+                Counter::SamplesTaken => taken = count,
+                _ => lost.push((counter.name(), count)),
             }
         }
+        lost.push(("ticks_missed", ticks_missed(quality.expected, taken)));
         quality
             .lost
             .extend(lost.into_iter().filter(|&(_, count)| count > 0));
         Ok(profile)
+    }
+}
+
+/// Samples that were never taken, because the clock could not keep up with the rate. What chance
+/// explains is not counted: how often a short piece of work meets the clock varies.
+fn ticks_missed(expected: f64, taken: u64) -> u64 {
+    let missing = expected - taken as f64;
+    let by_chance = 5.0 * expected.max(1.0).sqrt() + 0.02 * expected;
+    if missing > by_chance {
+        missing as u64
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ticks_missed;
+
+    #[test]
+    fn only_what_chance_does_not_explain_is_missed() {
+        assert_eq!(ticks_missed(100.0, 80), 0);
+        assert_eq!(ticks_missed(10_000.0, 9_500), 0);
+        assert_eq!(ticks_missed(100_000.0, 77_000), 23_000);
+        assert_eq!(ticks_missed(10.0, 500), 0);
     }
 }

@@ -11,6 +11,7 @@ mod check;
 mod collector;
 mod command;
 mod debian;
+mod overhead;
 mod steps;
 mod test;
 mod workspace;
@@ -30,6 +31,8 @@ enum Verb {
     Test(test::Args),
     /// Build the pinned OpenTelemetry Collector into the cache, and print its path.
     Collector,
+    /// What hotspan costs, against its promises and beside perf; needs root.
+    Overhead(overhead::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Collector => collector::run(),
+        Verb::Overhead(args) => overhead::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -88,7 +88,8 @@ fn mount_tracefs() -> Result<()> {
     .context("the live tests need tracefs")
 }
 
-fn release_build() -> Result<String> {
+/// Builds the program as it is shipped; returns a remark on it.
+pub fn release_build() -> Result<String> {
     command::output(workspace::cargo().args([
         "build",
         "--release",
@@ -100,7 +101,8 @@ fn release_build() -> Result<String> {
     Ok(format!("{:.1} MB", size as f64 / 1e6))
 }
 
-fn binary() -> PathBuf {
+/// Where [`release_build`] leaves it.
+pub fn binary() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     workspace::root().join(target).join("release/hotspan")
 }

@@ -98,14 +98,19 @@ fn find_in(path: &Path, hierarchies: &[Hierarchy]) -> Result<Cgroup, CgroupError
             .map(|hierarchy| hierarchy.mount.join(relative)),
     );
     let mut failure = CgroupError::NotFound(path.to_owned());
+    let mut first = None;
     for place in places {
         match open(&place, hierarchies) {
+            // The same path may be in several hierarchies, and empty in most of them.
+            Ok(Some(cgroup)) if cgroup.processes().is_empty() => {
+                first.get_or_insert(cgroup);
+            }
             Ok(Some(cgroup)) => return Ok(cgroup),
             Ok(None) => {}
             Err(error) => failure = error,
         }
     }
-    Err(failure)
+    first.ok_or(failure)
 }
 
 /// The cgroup at `place`; `None` when there is no such directory.

@@ -109,6 +109,7 @@ impl Capture {
             "sched_process_fork",
             "sched_process_exec",
             "sched_process_exit",
+            "sched_process_free",
         ] {
             attach_raw_tracepoint(&mut programs, name)
                 .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
@@ -138,6 +139,12 @@ impl Capture {
         self.targets
             .insert(pid, flags, 0)
             .with_context(|| format!("cannot follow process {pid}: too many processes"))
+    }
+
+    /// Makes a process that has ended a target no more.
+    pub fn remove_target(&mut self, pid: u32) {
+        // It is not there when it never was one.
+        let _ = self.targets.remove(&pid);
     }
 
     /// Something to wait on, readable when a process has mapped a file, started or ended, or has a
@@ -304,6 +311,11 @@ fn attach_raw_tracepoint(programs: &mut Ebpf, tracepoint: &str) -> Result<()> {
 /// us alone: it goes to the log.
 fn refused(name: &str, error: ProgramError) -> anyhow::Error {
     let reason = match error {
+        ProgramError::LoadError { io_error, .. }
+            if io_error.raw_os_error() == Some(libc::EMFILE) =>
+        {
+            return anyhow!("too many open files; raise the limit with `ulimit -n 1024`");
+        }
         ProgramError::LoadError {
             io_error,
             verifier_log,

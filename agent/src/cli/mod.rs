@@ -10,7 +10,7 @@ mod output;
 mod record;
 mod show_unwind;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -44,6 +44,11 @@ enum Command {
     ShowUnwind(show_unwind::Args),
 }
 
+/// Tells the user something on standard error. Where nobody can read it, there is nothing to be done.
+fn tell(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -67,7 +72,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("hotspan: {error:#}");
+            tell(format_args!("hotspan: {error:#}"));
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
@@ -87,10 +92,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         .unwrap_or_default()
         .trim_start_matches("error: ");
     let sentence: Vec<_> = sentence.split_whitespace().collect();
-    eprintln!(
+    tell(format_args!(
         "hotspan: {}; `hotspan --help` and `hotspan COMMAND --help` tell more",
         sentence.join(" ")
-    );
+    ));
     ExitCode::from(2)
 }
 

@@ -1,5 +1,5 @@
 //! Output files: checked before work starts, and written so that nothing half-made is left.
-#![allow(unsafe_code)] // Ownership of the written file.
+#![allow(unsafe_code)] // Ownership and flags of the written file.
 
 use std::{
     env,
@@ -17,60 +17,74 @@ pub enum Output {
     Stdout,
     /// A file that is made under another name first, and takes its place when it is complete.
     File {
-        /// Its name.
+        /// Its name as the user gave it.
+        name: String,
+        /// Where it is.
         path: PathBuf,
-        /// The name it is made under.
-        temporary: PathBuf,
-        /// The file.
-        file: File,
     },
-    /// Something that is no regular file: a device or a pipe.
+    /// Something that is no regular file, open: a device or a pipe.
     Special {
         /// Its name.
-        path: PathBuf,
+        name: String,
+        /// It.
+        file: File,
     },
 }
 
 impl Output {
-    /// Makes sure that `path` can be written, without touching what is there.
+    /// Makes sure that `name` can be written, without touching what is there.
     ///
     /// # Errors
     /// One sentence that names the path and the reason.
-    pub fn prepare(path: &str) -> Result<Self> {
-        if path == "-" {
+    pub fn prepare(name: &str) -> Result<Self> {
+        if name == "-" {
             return Ok(Self::Stdout);
         }
-        let path = Path::new(path);
-        let cannot = || format!("cannot write {}", path.display());
-        match fs::metadata(path) {
+        let cannot = || format!("cannot write {name}");
+        match fs::metadata(name) {
             Ok(metadata) if metadata.is_dir() => {
                 return Err(anyhow!("it is a directory; name a file in it").context(cannot()));
             }
-            Ok(metadata) if !metadata.is_file() => return Ok(Self::Special { path: path.into() }),
+            Ok(metadata) if !metadata.is_file() => {
+                let file = open_special(name).with_context(cannot)?;
+                return Ok(Self::Special {
+                    name: name.into(),
+                    file,
+                });
+            }
             Ok(_) | Err(_) => {}
         }
-        // A link keeps its place: the file it leads to is replaced.
-        let path = path.canonicalize().unwrap_or_else(|_| path.into());
-        let name = path
-            .file_name()
-            .ok_or_else(|| anyhow!("it has no file name"))
-            .with_context(cannot)?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&temporary)
+        let path = Self::place(name);
+        // Made and gone again: nothing is left behind however the capture ends.
+        let temporary = temporary(&path).with_context(cannot)?;
+        create(&temporary)
             .map_err(|error| explain(error, &path))
             .with_context(cannot)?;
+        fs::remove_file(&temporary).with_context(cannot)?;
         Ok(Self::File {
+            name: name.into(),
             path,
-            temporary,
-            file,
         })
+    }
+
+    /// Where a file of this name is: two names of one place are equal here. A link keeps its place;
+    /// the file it leads to is replaced.
+    #[must_use]
+    pub fn place(name: &str) -> PathBuf {
+        let path = Path::new(name);
+        if let Ok(real) = path.canonicalize() {
+            return real;
+        }
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        match (
+            folder.unwrap_or(Path::new(".")).canonicalize(),
+            path.file_name(),
+        ) {
+            (Ok(folder), Some(file)) if name != "-" => folder.join(file),
+            _ => path.into(),
+        }
     }
 
     /// Writes the file and puts it in its place; it belongs to the user who called `sudo`.
@@ -87,24 +101,15 @@ impl Output {
                     result => result.context("cannot write standard output"),
                 }
             }
-            Self::File {
-                path,
-                temporary,
-                file,
-            } => {
+            Self::File { name, path } => {
+                replace(path, content).with_context(|| format!("cannot write {name}"))
+            }
+            Self::Special { name, file } => {
                 let mut out = BufWriter::new(&*file);
                 content(&mut out)
                     .and_then(|()| out.flush())
-                    .and_then(|()| give_to_caller(file))
-                    .and_then(|()| fs::rename(&*temporary, &*path))
-                    .with_context(|| format!("cannot write {}", path.display()))
+                    .with_context(|| format!("cannot write {name}"))
             }
-            Self::Special { path } => OpenOptions::new()
-                .write(true)
-                .open(&*path)
-                .map(BufWriter::new)
-                .and_then(|mut out| content(&mut out).and_then(|()| out.flush()))
-                .with_context(|| format!("cannot write {}", path.display())),
         }
     }
 
@@ -113,17 +118,58 @@ impl Output {
     pub fn name(&self) -> String {
         match self {
             Self::Stdout => "-".into(),
-            Self::File { path, .. } | Self::Special { path } => path.display().to_string(),
+            Self::File { name, .. } | Self::Special { name, .. } => name.clone(),
         }
     }
 }
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Self::File { temporary, .. } = self {
-            // Gone already when it was put in its place.
-            let _ = fs::remove_file(temporary);
-        }
+/// Makes a file beside its place, and puts it there when it is complete.
+fn replace(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let temporary = temporary(path)?;
+    let file = create(&temporary)?;
+    let mut out = BufWriter::new(&file);
+    let result = content(&mut out)
+        .and_then(|()| out.flush())
+        .and_then(|()| give_to_caller(&file))
+        .and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// The name a file is made under.
+fn temporary(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}", std::process::id()));
+    Ok(path.with_file_name(hidden))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+}
+
+/// Opens a device or a pipe. A pipe must have its reader already: waiting for one would look like
+/// recording.
+fn open_special(name: &str) -> Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(name)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENXIO) => anyhow!("nobody reads from this pipe; start its reader first"),
+            _ => error.into(),
+        })?;
+    // SAFETY: the descriptor is open as long as `file` lives; from here on writing may wait.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } {
+        0 => Ok(file),
+        _ => Err(io::Error::last_os_error().into()),
     }
 }
 

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regex::bytes::Regex;
 use tokio::process::{Child, Command};
 
-use super::{UsageError, duration, output::Output};
+use super::{UsageError, duration, output::Output, tell};
 use crate::{
     capture::{Cgroup, Settings, Target},
     export::{
@@ -108,6 +108,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .map(Endpoint::parse)
         .transpose()
         .map_err(|error| UsageError(error.to_string()))?;
+    let headers = Headers::from_env().map_err(|error| UsageError(error.to_string()))?;
+    let collector = endpoint.map(|endpoint| (endpoint, headers));
     let plan = plan(args)?;
     let mut destinations = destinations(args)?;
     crate::capture::features::why_not_record()?;
@@ -125,11 +127,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             })
             .await?;
         progress.finish_and_clear();
+        process::restore_signals();
         let profile = recording.finish()?;
-        let outcome = deliver(args, &profile, &mut destinations, endpoint.as_ref()).await;
+        let outcome = deliver(args, &profile, &mut destinations, collector.as_ref()).await;
         let status = command_status(child, &ended).await?;
-        outcome?;
-        Ok(status.map_or(ExitCode::SUCCESS, exit_code))
+        match (outcome, status) {
+            (Ok(()), None) => Ok(ExitCode::SUCCESS),
+            (Ok(()), Some(status)) => Ok(exit_code(status)),
+            // What the command says of itself matters more than that there was little to see.
+            (Err(error), Some(status)) if !status.success() => {
+                tell(format_args!("hotspan: {error:#}"));
+                Ok(exit_code(status))
+            }
+            (Err(error), _) => Err(error),
+        }
     })
 }
 
@@ -152,9 +163,24 @@ fn plan(args: &Args) -> Result<Plan> {
         )
         .into());
     }
+    if args.command.is_empty()
+        && std::env::args_os()
+            .next_back()
+            .is_some_and(|last| last == "--")
+    {
+        return Err(
+            UsageError("there is no command behind --; name one, or leave -- out".into()).into(),
+        );
+    }
     for &pid in &args.pids {
         if !process::is_running(pid) {
             bail!("there is no process {pid}; `ps -e` shows which there are");
+        }
+        if let Some(process) = process::process_of_thread(pid).filter(|&process| process != pid) {
+            return Err(UsageError(format!(
+                "{pid} is a thread of process {process}; use --pid {process}, with --per-thread to tell its threads apart"
+            ))
+            .into());
         }
     }
     let target = match &args.cgroup {
@@ -229,6 +255,15 @@ fn destinations(args: &Args) -> Result<Vec<Destination>> {
         return Err(UsageError(
             "--json and -o - both want standard output; write one of them to a file".into(),
         )
+        .into());
+    }
+    let mut places: Vec<_> = paths.iter().map(|path| Output::place(path)).collect();
+    places.sort();
+    if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(UsageError(format!(
+            "two outputs go to {}; give each a name of its own",
+            twice[0].display()
+        ))
         .into());
     }
     let formats = paths
@@ -316,7 +351,7 @@ async fn deliver(
     args: &Args,
     profile: &Profile,
     destinations: &mut [Destination],
-    endpoint: Option<&Endpoint>,
+    collector: Option<&(Endpoint, Headers)>,
 ) -> Result<()> {
     if profile.quality.kept == 0 {
         bail!("no sample was taken: {}", why_nothing(args, profile));
@@ -327,32 +362,43 @@ async fn deliver(
     };
     let mut files = Vec::new();
     let mut failures = Vec::new();
-    for Destination { output, format } in destinations {
+    for Destination { output, format } in destinations.iter_mut() {
         match output.write(|out| (format.write)(profile, &options, out)) {
             Ok(()) => files.push(output.name()),
             Err(error) => failures.push(error),
         }
     }
-    if let Some(endpoint) = endpoint
-        && let Err(error) = send(endpoint, profile).await
+    if let Some((endpoint, headers)) = collector
+        && let Err(error) = send(endpoint, headers, profile).await
     {
         failures.push(error);
+        if destinations.is_empty() {
+            files.push(rescue(profile, &options)?);
+        }
     }
     report(args, &Summary::new(profile, 10, files))?;
     let Some(first) = failures.pop() else {
         return Ok(());
     };
     for error in failures {
-        eprintln!("hotspan: {error:#}");
+        tell(format_args!("hotspan: {error:#}"));
     }
     Err(first)
 }
 
-async fn send(endpoint: &Endpoint, profile: &Profile) -> Result<()> {
-    let headers = Headers::from_env()?;
+/// Saves a profile that could not be sent and has no other place.
+fn rescue(profile: &Profile, options: &export::Options) -> Result<String> {
+    const NAME: &str = "hotspan.otlp";
+    let format = format_of(NAME)?;
+    let mut output = Output::prepare(NAME)?;
+    output.write(|out| (format.write)(profile, options, out))?;
+    Ok(output.name())
+}
+
+async fn send(endpoint: &Endpoint, headers: &Headers, profile: &Profile) -> Result<()> {
     let requests = export::otlp_profiles::requests(profile, &Host::this_one());
     let policy = Policy::one_shot(SEND_PATIENCE);
-    let receipt = otlp_send::send(endpoint, &headers, &requests, &policy).await?;
+    let receipt = otlp_send::send(endpoint, headers, &requests, &policy).await?;
     if receipt.rejected_profiles > 0 {
         bail!(
             "the collector at {endpoint} threw {} profiles away: {}",
@@ -364,9 +410,9 @@ async fn send(endpoint: &Endpoint, profile: &Profile) -> Result<()> {
 }
 
 fn report(args: &Args, summary: &Summary<'_>) -> Result<()> {
-    eprint!("{}", summary.to_text());
+    tell(format_args!("{}", summary.to_text().trim_end()));
     for file in summary.files.iter().filter(|file| *file != "-") {
-        eprintln!("wrote {file}");
+        tell(format_args!("wrote {file}"));
     }
     if args.json {
         let mut out = io::stdout().lock();
@@ -389,6 +435,13 @@ fn why_nothing(args: &Args, profile: &Profile) -> String {
     if args.comm.is_some() {
         return "no process or thread with such a name ran; leave --comm out to see who did".into();
     }
+    if !args.command.is_empty() {
+        return format!(
+            "the command ended after {:.1} s; if it left processes behind, record them with --pid, \
+             and if it is short, use a higher --rate",
+            profile.duration_ns as f64 / 1e9
+        );
+    }
     let used_ms = quality.expected * 1000.0 / f64::from(profile.rate_hz.max(1));
     format!(
         "the targets used {used_ms:.0} ms of CPU time in {:.1} s; record for longer, or with a higher --rate",
@@ -404,7 +457,9 @@ async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<Ex
     match ended {
         Ended::CommandExited(status) => return Ok(Some(*status)),
         Ended::Signal(libc::SIGTERM) => process::terminate(&child),
-        Ended::Elapsed => eprintln!("hotspan: recorded; waiting for the command to end"),
+        Ended::Elapsed => tell(format_args!(
+            "hotspan: recorded; waiting for the command to end"
+        )),
         Ended::Signal(_) | Ended::TargetsGone => {}
     }
     Ok(Some(child.wait().await.context("lost the command")?))

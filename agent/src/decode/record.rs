@@ -25,6 +25,8 @@ pub enum Record<'a> {
     Exec(ProcessEvent),
     /// A thread ended.
     Exit(ProcessEvent),
+    /// The CPU time of a thread that ended is final.
+    Free(ProcessEvent),
 }
 
 impl Record<'_> {
@@ -33,7 +35,7 @@ impl Record<'_> {
     pub fn time_mono_ns(&self) -> u64 {
         match self {
             Self::Sample(sample) => sample.header.header.time_mono_ns,
-            Self::Exec(event) | Self::Exit(event) => event.header.time_mono_ns,
+            Self::Exec(event) | Self::Exit(event) | Self::Free(event) => event.header.time_mono_ns,
         }
     }
 }
@@ -104,6 +106,7 @@ fn parse(kind: u32, bytes: &[u8]) -> Option<Record<'_>> {
         RecordKind::Sample => parse_sample(bytes).map(Record::Sample),
         RecordKind::Exec => read(bytes).map(Record::Exec),
         RecordKind::Exit => read(bytes).map(Record::Exit),
+        RecordKind::Free => read(bytes).map(Record::Free),
     }
 }
 

@@ -88,11 +88,8 @@ impl<'a> Summary<'a> {
             let (own, total) = (share(hot.own), share(hot.total));
             let module = if hot.module.is_empty() { "" } else { "  " };
             let function = shorten(&hot.function, 80);
-            let _ = writeln!(
-                text,
-                "{own:6.1}% {total:6.1}%  {function}{module}{}",
-                hot.module
-            );
+            let place = shorten(&hot.module, 40);
+            let _ = writeln!(text, "{own:6.1}% {total:6.1}%  {function}{module}{place}");
         }
         let Counts {
             expected,
@@ -130,7 +127,10 @@ fn reasons(counts: &BTreeMap<&'static str, u64>) -> String {
     each.join(", ")
 }
 
+/// A name as a terminal may see it: programs choose the names of their functions, and control
+/// characters in them would be commands.
 fn shorten(name: &str, most: usize) -> String {
+    let name = &name.replace(char::is_control, "?");
     match name.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),

@@ -36,6 +36,8 @@ pub struct ProcessAccount {
     start_live_ns: u64,
     /// CPU time of the threads whose exit was seen.
     exited_ns: u64,
+    /// Of them, those whose time is not final yet: what their exit said, by thread.
+    unsettled: FxHashMap<u32, u64>,
     has_ended: bool,
 }
 
@@ -81,12 +83,35 @@ impl CpuAccount {
         }
     }
 
-    /// Takes in the end of a thread.
-    pub fn thread_exit(&mut self, pid: u32, thread_cpu_ns: u64, is_last_thread: bool) {
+    /// Takes in the end of a thread. Its time up to then is not final: the scheduler has not added
+    /// the last moments, and taking the process down is still to come.
+    pub fn thread_exit(&mut self, pid: u32, tid: u32, thread_cpu_ns: u64, is_last_thread: bool) {
         if let Self::Processes(accounts) = self {
             let account = accounts.entry(pid).or_default();
             account.exited_ns += thread_cpu_ns;
+            account.unsettled.insert(tid, thread_cpu_ns);
             account.has_ended |= is_last_thread;
+        }
+    }
+
+    /// Takes in the final time of a thread that ended.
+    pub fn thread_free(&mut self, pid: u32, tid: u32, thread_cpu_ns: u64) {
+        if let Self::Processes(accounts) = self
+            && let Some(account) = accounts.get_mut(&pid)
+            && let Some(before_ns) = account.unsettled.remove(&tid)
+        {
+            account.exited_ns += thread_cpu_ns.saturating_sub(before_ns);
+        }
+    }
+
+    /// Whether the final time of every thread that ended is known.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Self::Host { .. } | Self::Cgroup { .. } => true,
+            Self::Processes(accounts) => accounts
+                .values()
+                .all(|account| account.unsettled.is_empty()),
         }
     }
 
@@ -126,15 +151,18 @@ mod tests {
     fn ended_process_is_charged_what_its_threads_left() {
         let mut account = CpuAccount::Processes(FxHashMap::default());
         account.add_started(NO_PID, 100);
-        account.thread_exit(NO_PID, 1_000, false);
-        account.thread_exit(NO_PID, 2_000, true);
-        assert_eq!(account.close(), 2_900);
+        account.thread_exit(NO_PID, 1, 1_000, false);
+        account.thread_exit(NO_PID, 2, 2_000, true);
+        assert_eq!((account.close(), account.is_settled()), (2_900, false));
+        account.thread_free(NO_PID, 1, 1_500);
+        account.thread_free(NO_PID, 2, 2_000);
+        assert_eq!((account.close(), account.is_settled()), (3_400, true));
     }
 
     #[test]
     fn process_that_was_never_announced_counts_from_zero() {
         let mut account = CpuAccount::Processes(FxHashMap::default());
-        account.thread_exit(NO_PID, 7, true);
+        account.thread_exit(NO_PID, NO_PID, 7, true);
         assert_eq!(account.close(), 7);
     }
 }

@@ -49,18 +49,31 @@ impl KnownBinary {
     }
 }
 
-/// Files stay open up to this many; later ones have no names once their processes are gone.
-const MAX_OPEN_FILES: usize = 8192;
+/// Files stay open up to this many, or half of what the system allows; later ones have no names once
+/// their processes are gone.
+const MAX_OPEN_FILES: u64 = 8192;
 
 /// Files by identity and path: two paths of one file stay two, since both are shown.
 type Key = (FileIdentity, Vec<u8>);
 
 /// All known files.
-#[derive(Default)]
 pub struct Binaries {
+    /// How many files may stay open.
+    max_open: usize,
     list: Vec<KnownBinary>,
     /// `None` for files that are no ELF files: memory of a just-in-time compiler.
     by_key: FxHashMap<Key, Option<BinaryId>>,
+}
+
+impl Default for Binaries {
+    fn default() -> Self {
+        let max_open = (super::signal::raise_file_limit() / 2).min(MAX_OPEN_FILES) as usize;
+        Self {
+            max_open,
+            list: Vec::new(),
+            by_key: FxHashMap::default(),
+        }
+    }
 }
 
 impl Binaries {
@@ -115,7 +128,7 @@ impl Binaries {
         } else {
             BinaryKind::File
         };
-        let file = file.filter(|_| self.list.len() < MAX_OPEN_FILES);
+        let file = file.filter(|_| self.list.len() < self.max_open);
         self.list.push(KnownBinary {
             kind,
             path,

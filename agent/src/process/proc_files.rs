@@ -30,6 +30,19 @@ pub fn is_running(pid: u32) -> bool {
         .is_some_and(|(_, fields)| fields.starts_with(['Z', 'X']))
 }
 
+/// The process that a thread belongs to; a process is its own main thread.
+#[must_use]
+pub fn process_of_thread(tid: u32) -> Option<u32> {
+    let bytes = read_bounded(&format!("/proc/{tid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&bytes);
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
 /// All processes.
 ///
 /// # Errors

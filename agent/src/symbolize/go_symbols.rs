@@ -64,3 +64,47 @@ fn printed(name: &str) -> Cow<'_, str> {
         _ => name.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::process::pclntab::fixture::{Spec, TEXT, binary};
+
+    fn names(with_lines: bool) -> Vec<Option<Vec<(String, u32)>>> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let function = Spec {
+            name: "main.Sum[go.shape.int].func1",
+            code: &[0x90; 16],
+            depths: &[(16, 0)],
+            inlined: Some("main.small"),
+            ..Spec::default()
+        };
+        file.write_all(&binary(&[function])).unwrap();
+        let found = find(file.path(), &[TEXT + 4, TEXT + 99], with_lines).unwrap();
+        let lines = |named: Named| {
+            let lines = named.lines.iter();
+            lines.map(|it| (it.function.to_string(), it.line)).collect()
+        };
+        found.into_iter().map(|named| named.map(lines)).collect()
+    }
+
+    #[test]
+    fn a_generic_function_is_named_as_go_prints_it() {
+        let name = ("main.Sum[...].func1".to_owned(), 0);
+        assert_eq!(names(false), [Some(vec![name]), None]);
+    }
+
+    #[test]
+    fn lines_come_with_inlined_calls() {
+        let expected = [("main.small", 20), ("main.Sum[...].func1", 10)];
+        let expected = expected.map(|(name, line)| (name.to_owned(), line));
+        assert_eq!(names(true), [Some(expected.to_vec()), None]);
+    }
+
+    #[test]
+    fn files_of_other_languages_have_no_names() {
+        assert!(find(Path::new("/proc/self/exe"), &[0x1000], false).is_none());
+    }
+}

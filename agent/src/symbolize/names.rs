@@ -13,8 +13,11 @@ use super::{
 };
 use crate::{
     model::{FrameKind, Line},
-    process::KnownBinary,
+    process::{KnownBinary, symbol_bytes},
 };
+
+/// Symbol tables of more bytes are not read: ten million symbols, more than any program has.
+const MAX_SYMBOL_BYTES: u64 = 256 << 20;
 
 /// An address's functions, innermost first, and the language they are in.
 pub struct Named {
@@ -48,9 +51,14 @@ impl FileNames {
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
+        let is_absurd = |file| symbol_bytes(file) > MAX_SYMBOL_BYTES;
         let Some(path) = binary.open_path() else {
             return unnamed(addrs);
         };
+        if binary.file().is_some_and(is_absurd) {
+            tracing::warn!(path = %binary.path, "its symbol tables are too large to be read");
+            return unnamed(addrs);
+        }
         let mut found = unnamed(addrs);
         let is_go = !binary.facts.go_build_id.is_empty();
         if is_go {

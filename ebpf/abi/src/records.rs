@@ -19,6 +19,8 @@ pub enum RecordKind {
     Exec = 2,
     /// A thread ended, perhaps the last of its process: [`ProcessEvent`].
     Exit = 3,
+    /// The kernel lets go of a thread that ended: its CPU time is final. [`ProcessEvent`].
+    Free = 4,
 }
 
 impl TryFrom<u32> for RecordKind {
@@ -28,6 +30,7 @@ impl TryFrom<u32> for RecordKind {
             1 => Ok(Self::Sample),
             2 => Ok(Self::Exec),
             3 => Ok(Self::Exit),
+            4 => Ok(Self::Free),
             other => Err(other),
         }
     }

@@ -39,6 +39,10 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     } else if flags & TARGET_FOLLOW_CHILDREN != 0 {
         flags
     } else {
+        if TARGET_MODE.load() == TargetMode::Pids as u32 {
+            // The pid may have been a target's before.
+            let _ = TARGETS.remove(child_pid);
+        }
         return 0;
     };
     if TARGETS.insert(child_pid, inherited, 0).is_err() {
@@ -84,8 +88,23 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
         report(RecordKind::Exit, task, pid, tid, is_last);
     }
     if is_last {
-        let _ = TARGETS.remove(pid);
+        // It stays a target: taking its memory down is its work too. The agent removes it later.
         let _ = PROCESSES.remove(pid);
+    }
+    0
+}
+
+/// `sched_process_free(task)`: some time after the end of a thread, when its CPU time is final. The
+/// running task is another one.
+#[raw_tracepoint(tracepoint = "sched_process_free")]
+pub fn process_free(ctx: RawTracePointContext) -> i32 {
+    let task: u64 = ctx.arg::<u64>(0);
+    let pid = read_kernel::<u32>(task + offset_of!(task_tgid));
+    let tid = read_kernel::<u32>(task + offset_of!(task_pid));
+    if let (Some(pid), Some(tid)) = (pid, tid)
+        && target_flags(pid) & TARGET_SAMPLE != 0
+    {
+        report(RecordKind::Free, task, pid, tid, false);
     }
     0
 }

@@ -152,6 +152,12 @@ pub enum Missing {
          in a container that is not rootless"
     )]
     FirstUserNamespace,
+    /// A pid namespace of its own.
+    #[error(
+        "recording needs the host's pid namespace, since the kernel names processes by it: start \
+         the container with --pid=host, or in Kubernetes with hostPID: true"
+    )]
+    HostPidNamespace,
     /// No type information.
     #[error(
         "recording needs the kernel's type information in /sys/kernel/btf/vmlinux, which is \
@@ -180,6 +186,9 @@ fn find_missing(host: &Host) -> Result<(), Missing> {
         return Err(Missing::Kernel { found });
     }
     Rights::read(host).find_missing()?;
+    if rights::is_in_own_pid_namespace(host) {
+        return Err(Missing::HostPidNamespace);
+    }
     match settings::find_btf_fault(host) {
         Some(fault) => Err(Missing::Btf { fault }),
         None => Ok(()),

@@ -300,13 +300,19 @@ fn user_namespace(rights: Rights) -> Check {
     Check::ok("user_namespace", "the host's")
 }
 
+/// Whether we are certainly not in the host's pid namespace.
+pub fn is_in_own_pid_namespace(host: &Host) -> bool {
+    host.find_namespace("pid")
+        .is_some_and(|number| number != FIRST_PID_NAMESPACE)
+}
+
 fn pid_namespace(number: Option<u32>) -> Check {
     match number {
         Some(FIRST_PID_NAMESPACE) => Check::ok("pid_namespace", "the host's"),
-        Some(_) => Check::warn(
+        Some(_) => Check::fail(
             "pid_namespace",
             "a container's",
-            "processes outside this container cannot be named, and -p takes no pid of theirs",
+            "no process can be told from another: the kernel names them by the host's pids",
             "start the container in the host's: docker run --pid=host, Kubernetes hostPID: true",
         ),
         None => Check::warn(
@@ -519,7 +525,7 @@ mod tests {
     #[test]
     fn only_the_first_pid_namespace_is_the_hosts() {
         assert_eq!(pid_namespace(Some(4_026_531_836)).status, Status::Ok);
-        assert_eq!(pid_namespace(Some(4_026_532_200)).status, Status::Warn);
+        assert_eq!(pid_namespace(Some(4_026_532_200)).status, Status::Fail);
         assert_eq!(pid_namespace(None).status, Status::Warn);
     }
 }

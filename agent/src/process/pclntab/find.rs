@@ -7,7 +7,7 @@
 //! position-independent binary all of these may be zeros that the loader fills in, so its
 //! relocations are read too.
 
-use std::{borrow::Cow, marker::PhantomData, ops::Range};
+use std::{borrow::Cow, cell::Cell, marker::PhantomData, ops::Range};
 
 use object::{
     LittleEndian, ReadRef,
@@ -18,15 +18,15 @@ use object::{
     read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader},
 };
 
-use super::{Header, Pclntab, ReadAddr, Version, u64_at};
+use super::{Header, MAX_LOOKUP_VALUES, Pclntab, ReadAddr, Version, u64_at};
 
 const LE: LittleEndian = LittleEndian;
 /// A file with more segments is cut off here.
 const MAX_SEGMENTS: usize = 64;
 /// Entries of the dynamic section that are read.
 const MAX_DYNAMIC: usize = 1024;
-/// Addresses that may be `runtime.firstmoduledata`.
-const MAX_MODULE_CANDIDATES: usize = 16;
+/// Places that are tried: a binary has one table and one description of it, so more are lies.
+const MAX_PLACES: usize = 4;
 /// `runtime.moduledata` up to the last field that is read.
 const MODULE_BYTES: u64 = 0x200;
 /// Offset of `text` in it: behind a pointer, six slices and three pointers.
@@ -60,6 +60,7 @@ pub fn find<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Pclntab<'a>> {
     let relocations = image.relocations(header).unwrap_or_default();
     places
         .into_iter()
+        .take(MAX_PLACES)
         .find_map(|place| image.table_at(place, relocations))
 }
 
@@ -140,7 +141,7 @@ impl<'a, R: ReadRef<'a> + 'a> Image<'a, R> {
                 .filter(|at| Header::parse(&bytes[*at..]).is_some())
                 .map(|at| segment.addrs.start + at as u64..segment.addrs.end)
         });
-        found.take(MAX_MODULE_CANDIDATES).collect()
+        found.take(MAX_PLACES).collect()
     }
 
     /// Relocations that the loader applies.
@@ -184,6 +185,7 @@ impl<'a, R: ReadRef<'a> + 'a> Image<'a, R> {
             code: code.map(|segment| segment.addrs.clone()).collect(),
             header,
             file: Box::new(self.clone()),
+            values_left: Cell::new(MAX_LOOKUP_VALUES),
         };
         let is_sound = table.functions().next().is_some();
         is_sound.then_some(table)
@@ -213,8 +215,8 @@ impl<'a, R: ReadRef<'a> + 'a> Image<'a, R> {
             .filter(|it| is_relative(it) && it.r_addend(LE) as u64 == table)
             .map(|it| it.r_offset(LE));
         plain
-            .take(MAX_MODULE_CANDIDATES)
-            .chain(relocated.take(MAX_MODULE_CANDIDATES))
+            .take(MAX_PLACES)
+            .chain(relocated.take(MAX_PLACES))
             .find_map(|addr| {
                 let mut bytes = Cow::Borrowed(self.bytes(addr, MODULE_BYTES)?);
                 relocate(&mut bytes, addr, relocations);

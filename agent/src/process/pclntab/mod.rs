@@ -11,9 +11,11 @@
 //! that leads out of the table makes a function without a name, or without depths, never an error.
 
 mod find;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod values;
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, cell::Cell, ops::Range};
 
 pub use find::find;
 pub use values::{PcValue, PcValues};
@@ -24,6 +26,9 @@ const MAX_STRING_BYTES: usize = 16 << 10;
 const MAX_FUNCTIONS: usize = 16 << 20;
 /// Calls inlined into each other deeper than this are cut off; the compiler stops long before.
 const MAX_INLINED: usize = 64;
+/// Values that are read for all look-ups in one table. Ten thousand look-ups of real functions read
+/// a tenth of it.
+const MAX_LOOKUP_VALUES: u64 = 1 << 28;
 
 /// `PCDATA_InlTreeIndex` and `FUNCDATA_InlTree` (`internal/abi/symtab.go`).
 const INLINE_TREE_INDEX: usize = 2;
@@ -153,6 +158,8 @@ pub struct Pclntab<'a> {
     /// Executable bytes of the file: no function is believed outside of them.
     code: Vec<Range<u64>>,
     file: Box<dyn ReadAddr + 'a>,
+    /// Values that look-ups may still read.
+    values_left: Cell<u64>,
 }
 
 /// A function of the table.
@@ -262,9 +269,9 @@ impl<'a> Pclntab<'a> {
         }
     }
 
-    fn string(&self, start: usize, offset: u32) -> Option<&[u8]> {
+    fn string(&self, start: usize, offset: u32, max_bytes: usize) -> Option<&[u8]> {
         let rest = self.bytes.get(start.checked_add(offset as usize)?..)?;
-        let rest = &rest[..rest.len().min(MAX_STRING_BYTES)];
+        let rest = &rest[..rest.len().min(max_bytes)];
         let end = rest.iter().position(|byte| *byte == 0)?;
         Some(&rest[..end])
     }
@@ -275,6 +282,15 @@ impl<'a> Function<'a> {
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.name_at(self.field(0)).unwrap_or_default()
+    }
+
+    /// The name, empty when it has `max_bytes` or more: for comparing every function's with a few.
+    #[must_use]
+    pub fn name_below(&self, max_bytes: usize) -> &'a [u8] {
+        let start = self.table.header.names;
+        self.field(0)
+            .and_then(|offset| self.table.string(start, offset, max_bytes))
+            .unwrap_or_default()
     }
 
     /// Nothing is known above this function: it is the first one of its stack
@@ -325,7 +341,7 @@ impl<'a> Function<'a> {
     }
 
     fn call(&self, name: &[u8], addr: u64) -> Call {
-        let line = self.values(self.field(5)).at(addr).unwrap_or(0);
+        let line = self.value_at(self.field(5), addr).unwrap_or(0);
         Call {
             name: text(name),
             file: self.file(addr).map(text).unwrap_or_default(),
@@ -335,20 +351,20 @@ impl<'a> Function<'a> {
 
     fn file(&self, addr: u64) -> Option<&'a [u8]> {
         let table = self.table;
-        let index = usize::try_from(self.values(self.field(4)).at(addr)?).ok()?;
+        let index = usize::try_from(self.value_at(self.field(4), addr)?).ok()?;
         if table.header.version == Version::Go12 {
             let at = table.header.files.checked_add(4 * index)?;
-            return table.string(0, u32_at(&table.bytes, at)?);
+            return table.string(0, u32_at(&table.bytes, at)?, MAX_STRING_BYTES);
         }
         let index = (self.field(7)? as usize).checked_add(index)?;
         let at = table.header.units.checked_add(4 * index)?;
         let offset = u32_at(&table.bytes, at)?;
-        (offset != u32::MAX).then(|| table.string(table.header.files, offset))?
+        (offset != u32::MAX).then(|| table.string(table.header.files, offset, MAX_STRING_BYTES))?
     }
 
     /// The function that was inlined at an address, and the address that its call stands for.
     fn inlined(&self, addr: u64) -> Option<(&'a [u8], u64)> {
-        let index = self.values(self.inline_index()).at(addr)?;
+        let index = self.value_at(self.inline_index(), addr)?;
         let table = self.table;
         let (bytes, name, parent) = match table.header.version {
             Version::Go12 => return None,
@@ -393,7 +409,18 @@ impl<'a> Function<'a> {
     }
 
     fn name_at(&self, offset: Option<u32>) -> Option<&'a [u8]> {
-        self.table.string(self.table.header.names, offset?)
+        self.table
+            .string(self.table.header.names, offset?, MAX_STRING_BYTES)
+    }
+
+    /// The value of an address in the list at an offset.
+    fn value_at(&self, offset: Option<u32>, addr: u64) -> Option<i32> {
+        let left = &self.table.values_left;
+        let value = self
+            .values(offset)
+            .take_while(|_| left.replace(left.get().saturating_sub(1)) > 0)
+            .find(|value| addr < value.range.end)?;
+        value.range.contains(&addr).then_some(value.value)
     }
 
     fn values(&self, offset: Option<u32>) -> PcValues<'a> {
@@ -451,4 +478,137 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u64::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        fixture::{Spec, TEXT, binary_of},
+        *,
+    };
+
+    const VERSIONS: [Version; 4] = [
+        Version::Go12,
+        Version::Go116,
+        Version::Go118,
+        Version::Go120,
+    ];
+
+    fn functions() -> [Spec<'static>; 2] {
+        [
+            Spec {
+                name: "main.main",
+                code: &[0x90; 32],
+                depths: &[(4, 0), (20, 24), (8, 0)],
+                ..Spec::default()
+            },
+            Spec {
+                name: "main.(*T).Method",
+                code: &[0x90; 16],
+                depths: &[(16, 0)],
+                flags: 3,
+                inlined: Some("main.small"),
+            },
+        ]
+    }
+
+    fn call(name: &str, line: u32) -> Call {
+        Call {
+            name: name.to_owned(),
+            file: "/src/main.go".to_owned(),
+            line,
+        }
+    }
+
+    #[test]
+    fn every_layout_gives_names_ranges_and_depths() {
+        for version in VERSIONS {
+            let file = binary_of(version, &functions());
+            let table = find(&file[..]).unwrap();
+            let found: Vec<_> = table
+                .functions()
+                .map(|it| (it.name(), it.entry - TEXT, it.end - TEXT))
+                .collect();
+            let expected = [
+                (&b"main.main"[..], 0, 32),
+                (&b"main.(*T).Method"[..], 32, 48),
+            ];
+            assert_eq!(found, expected, "{version:?}");
+            let depths: Vec<_> = table.function_at(TEXT).unwrap().depths().collect();
+            let depths: Vec<_> = depths
+                .iter()
+                .map(|it| (it.range.start - TEXT, it.value))
+                .collect();
+            assert_eq!(depths, [(0, 0), (4, 24), (24, 0)], "{version:?}");
+        }
+    }
+
+    #[test]
+    fn flags_are_read_where_they_exist() {
+        for version in VERSIONS {
+            let file = binary_of(version, &functions());
+            let table = find(&file[..]).unwrap();
+            let function = table.function_at(TEXT + 40).unwrap();
+            let expected = version != Version::Go12;
+            assert_eq!(function.is_top(), expected, "{version:?}");
+            assert_eq!(function.writes_stack_pointer(), expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn an_inlined_call_comes_before_its_caller() {
+        for version in VERSIONS {
+            let file = binary_of(version, &functions());
+            let table = find(&file[..]).unwrap();
+            let function = table.function_at(TEXT + 34).unwrap();
+            assert_eq!(function.calls(TEXT + 33), [call("main.(*T).Method", 10)]);
+            let expected = match version {
+                Version::Go12 => vec![call("main.(*T).Method", 20)],
+                _ => vec![call("main.small", 20), call("main.(*T).Method", 10)],
+            };
+            assert_eq!(function.calls(TEXT + 34), expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_outside_has_no_function() {
+        let file = binary_of(Version::Go120, &functions());
+        let table = find(&file[..]).unwrap();
+        for addr in [0, TEXT - 1, TEXT + 48, u64::MAX] {
+            assert!(table.function_at(addr).is_none(), "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn files_without_a_table_have_none() {
+        assert!(find(&b""[..]).is_none());
+        assert!(find(&std::fs::read("/proc/self/exe").unwrap()[..]).is_none());
+    }
+
+    #[test]
+    fn changed_or_cut_files_never_panic() {
+        for version in VERSIONS {
+            let original = binary_of(version, &functions());
+            let mut random = fastrand::Rng::with_seed(1);
+            for _ in 0..3000 {
+                let mut file = original.clone();
+                for _ in 0..random.usize(1..8) {
+                    // The parts that are not padding.
+                    let at = [random.usize(0..176), random.usize(0x2000..file.len())];
+                    file[at[random.usize(0..2)]] = random.choice([0, 1, 0x7f, 0xff]).unwrap();
+                }
+                if random.u8(0..8) == 0 {
+                    file.truncate(random.usize(0..original.len()));
+                }
+                let Some(table) = find(&file[..]) else {
+                    continue;
+                };
+                for function in table.functions() {
+                    let _ = function.calls(function.end - 1);
+                    function.depths().for_each(drop);
+                }
+                let _ = table.function_at(random.u64(..)).map(|it| it.code().len());
+            }
+        }
+    }
 }

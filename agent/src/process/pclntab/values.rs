@@ -36,14 +36,6 @@ impl<'a> PcValues<'a> {
         }
     }
 
-    /// The value at an address.
-    #[must_use]
-    pub fn at(mut self, addr: u64) -> Option<i32> {
-        self.find(|value| addr < value.range.end)
-            .filter(|value| value.range.contains(&addr))
-            .map(|value| value.value)
-    }
-
     fn number(&mut self) -> Option<u32> {
         let mut number = 0;
         for shift in (0..35).step_by(7) {
@@ -125,13 +117,5 @@ mod tests {
         check(&[2], &[]);
         check(&[], &[]);
         check(&[0xff; 20], &[]);
-    }
-
-    #[test]
-    fn an_address_behind_the_list_has_no_value() {
-        let values = PcValues::new(&[2, 5, 0], 100..200, 2);
-        assert_eq!(values.clone().at(109), Some(0));
-        assert_eq!(values.clone().at(110), None);
-        assert_eq!(values.at(99), None);
     }
 }

@@ -14,8 +14,8 @@
 //! | `asmcgocall` until Go 1.20, without a frame | depth | the frame pointer is that of `cgocall`, and the depth of that is known |
 //! | `systemstack` until Go 1.20, without a frame | depth | frame pointer of the caller: the caller itself is lost, all above is kept |
 //! | `mcall` | depth | `mstart`, the first function of the thread: what runs is the scheduler, for no goroutine |
-//! | `morestack` from 1.21 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
-//! | `morestack` until Go 1.20 | depth | frame pointer of the caller's caller |
+//! | `morestack` from Go 1.25 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
+//! | `morestack` until Go 1.24 | depth | frame pointer of the caller's caller |
 //! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
 //! | `clone` | depth | root of a new thread |
 //! | `rawVforkSyscall` | depth, but the frame pointer of the caller while the return address is in a register | |
@@ -29,7 +29,7 @@
 //! `sigtramp` is marked as the first function of its stack, but has a signal frame above it like
 //! any handler.
 
-use std::ops::Range;
+use std::{cell::OnceCell, ops::Range};
 
 use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_CFA, FP_SAME, Rule, WideRule};
 
@@ -43,6 +43,48 @@ const SAVE_SEARCH_BYTES: usize = 96;
 const SWITCH_SEARCH_BYTES: usize = 4096;
 /// Writes of the stack pointer in one function that are looked at.
 const MAX_WRITES: usize = 16;
+
+/// Longer names are none of those that are special.
+const MAX_NAME_BYTES: usize = 48;
+/// Changes of depth in one function; the rest of a function with more has no rows.
+const MAX_DEPTHS: usize = 1 << 20;
+
+/// Depths of functions that rules of others build on, looked up when they are first needed: the
+/// second only by Go until 1.20.
+pub(super) struct Landmarks<'a> {
+    table: &'a Pclntab<'a>,
+    mstart0: OnceCell<Option<i32>>,
+    cgocall: OnceCell<Option<i32>>,
+}
+
+impl<'a> Landmarks<'a> {
+    pub(super) fn new(table: &'a Pclntab<'a>) -> Self {
+        Self {
+            table,
+            mstart0: OnceCell::new(),
+            cgocall: OnceCell::new(),
+        }
+    }
+
+    fn mstart0(&self) -> Option<i32> {
+        *self
+            .mstart0
+            .get_or_init(|| self.depth_of(b"runtime.mstart0"))
+    }
+
+    fn cgocall(&self) -> Option<i32> {
+        *self
+            .cgocall
+            .get_or_init(|| self.depth_of(b"runtime.cgocall"))
+    }
+
+    /// How deep a function's stack is where it calls others.
+    fn depth_of(&self, name: &[u8]) -> Option<i32> {
+        let mut functions = self.table.functions();
+        let function = functions.find(|function| function.name_below(MAX_NAME_BYTES) == name)?;
+        function.depths().map(|value| value.value).max()
+    }
+}
 
 /// Where a function saves the caller's frame pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +132,8 @@ struct Switch {
 }
 
 /// Adds a function's rows.
-pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, rows: &mut Builder) {
-    let name = function.name();
+pub(super) fn add(landmarks: &Landmarks<'_>, function: &Function<'_>, rows: &mut Builder) {
+    let name = function.name_below(MAX_NAME_BYTES);
     let name = name.strip_suffix(b".abi0").unwrap_or(name);
     if name.starts_with(b"runtime.sigreturn") {
         // The kernel makes the handler return to its first byte, and a return address is looked up
@@ -103,11 +145,11 @@ pub(super) fn add(table: &Pclntab<'_>, function: &Function<'_>, rows: &mut Build
         rows.add(function.entry..function.end, Rule::ROOT.into());
         return;
     }
-    let values: Vec<PcValue> = function.depths().collect();
+    let values: Vec<PcValue> = function.depths().take(MAX_DEPTHS).collect();
     let code = function.code();
     let save = find_save(&values, code, function.entry);
     let switch = if function.writes_stack_pointer() || is_switch(name) {
-        find_switch(table, function, name, code, &values, save)
+        find_switch(landmarks, function, name, code, &values, save)
     } else {
         Switch::default()
     };
@@ -243,7 +285,7 @@ fn find_store(code: &[u8], start: u64, depth: i64) -> Option<Save> {
 
 /// Finds where a function is on another stack than the one it was called on.
 fn find_switch(
-    table: &Pclntab<'_>,
+    landmarks: &Landmarks<'_>,
     function: &Function<'_>,
     name: &[u8],
     code: &[u8],
@@ -263,7 +305,7 @@ fn find_switch(
         b"runtime.morestack" if !clears_frame_pointer(code, first - function.entry) => {
             to_end(Switched::FOLLOW)
         }
-        b"runtime.mcall" | b"runtime.morestack" => to_end(thread_stack(table, first, values)),
+        b"runtime.mcall" | b"runtime.morestack" => to_end(thread_stack(landmarks, first, values)),
         _ if has_frame => {
             // With one write alone it does not come back.
             let end = if writes.len() == 1 {
@@ -275,7 +317,7 @@ fn find_switch(
             return Switch { parts, depth };
         }
         b"runtime.systemstack" => vec![(first..last, Switched::FOLLOW)],
-        b"runtime.asmcgocall" => frameless_asmcgocall(table, &writes),
+        b"runtime.asmcgocall" => frameless_asmcgocall(landmarks, &writes),
         _ => to_end(Switched::FOLLOW),
     };
     Switch { parts, depth: None }
@@ -292,7 +334,7 @@ fn clears_frame_pointer(code: &[u8], at: u64) -> bool {
 /// Until Go 1.20 this is called on a goroutine's stack by `cgocall` alone, whose frame pointer it
 /// leaves in its register: the stack pointer of the call is `cgocall`'s depth below that frame's
 /// end. Its second half, for calls that are on the system stack already, has other callers.
-fn frameless_asmcgocall(table: &Pclntab<'_>, writes: &[u64]) -> Vec<(Range<u64>, Switched)> {
+fn frameless_asmcgocall(landmarks: &Landmarks<'_>, writes: &[u64]) -> Vec<(Range<u64>, Switched)> {
     let (Some(&first), Some(&last)) = (writes.first(), writes.last()) else {
         return Vec::new();
     };
@@ -300,7 +342,7 @@ fn frameless_asmcgocall(table: &Pclntab<'_>, writes: &[u64]) -> Vec<(Range<u64>,
     let &[_, _, back, aligned, _] = writes else {
         return vec![(first..last, Switched::FOLLOW)];
     };
-    let of_cgocall = depth_of(table, b"runtime.cgocall").map_or(Switched::FOLLOW, |depth| {
+    let of_cgocall = landmarks.cgocall().map_or(Switched::FOLLOW, |depth| {
         Switched::Rule(AnyRule::Wide(WideRule {
             cfa_base: BASE_FP,
             // The frame pointer is 16 below the end of that frame, the return address 8.
@@ -314,23 +356,17 @@ fn frameless_asmcgocall(table: &Pclntab<'_>, writes: &[u64]) -> Vec<(Range<u64>,
 
 /// The stack of the thread that a function is on from an address on, or its end when this Go has no
 /// `mstart0`.
-fn thread_stack(table: &Pclntab<'_>, from: u64, values: &[PcValue]) -> Switched {
+fn thread_stack(landmarks: &Landmarks<'_>, from: u64, values: &[PcValue]) -> Switched {
     let depth = values
         .iter()
         .find(|value| value.range.contains(&(from - 1)));
-    match (depth, depth_of(table, b"runtime.mstart0")) {
+    match (depth, landmarks.mstart0()) {
         (Some(depth), Some(mstart0)) => Switched::ThreadStack {
             depth: depth.value.into(),
             mstart0: mstart0.into(),
         },
         _ => Switched::Rule(Rule::ROOT.into()),
     }
-}
-
-/// How deep a function's stack is where it calls others.
-fn depth_of(table: &Pclntab<'_>, name: &[u8]) -> Option<i32> {
-    let function = table.functions().find(|function| function.name() == name)?;
-    function.depths().map(|value| value.value).max()
 }
 
 /// Addresses behind instructions that write the stack pointer, other than by a constant.

@@ -21,7 +21,7 @@ use crate::process::pclntab;
 use hotspan_abi::unwind::{Rule, WideRule};
 
 /// Rows end here, and the rest of the binary has none: far more than the largest binaries need.
-const MAX_ROWS: usize = 8 << 20;
+const MAX_ROWS: usize = 4 << 20;
 /// Functions are aligned, and what lies between them is never executed. Rules go on over gaps up to
 /// this, which saves a row a function.
 const MAX_PADDING_BYTES: u64 = 64;
@@ -39,11 +39,12 @@ pub fn rows<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Rows> {
     }
     let table = pclntab::find(file)?;
     let mut rows = Builder::default();
+    let landmarks = amd64::Landmarks::new(&table);
     for function in table.functions() {
         if rows.rows.len() > MAX_ROWS {
             break;
         }
-        amd64::add(&table, &function, &mut rows);
+        amd64::add(&landmarks, &function, &mut rows);
     }
     Some(rows.finish())
 }
@@ -181,6 +182,230 @@ impl Builder {
         Rows {
             rows: self.rows,
             wide: self.wide,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::pclntab::fixture::{Spec, TEXT, binary};
+
+    /// `push rbp; mov rbp, rsp; sub rsp, 16; ...; add rsp, 16; pop rbp; ret`
+    const FRAME: &[u8] = &[
+        0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x10, 0x90, 0x48, 0x83, 0xc4, 0x10, 0x5d, 0xc3,
+    ];
+    const FRAME_DEPTHS: &[(u8, i32)] = &[(1, 0), (7, 8), (5, 24), (1, 8), (1, 0)];
+
+    /// `sub rsp, 24; mov [rsp+16], rbp; lea rbp, [rsp+16]; mov rbp, [rsp+16]; add rsp, 24; ret`
+    const OLD_FRAME: &[u8] = &[
+        0x48, 0x83, 0xec, 0x18, 0x48, 0x89, 0x6c, 0x24, 0x10, 0x48, 0x8d, 0x6c, 0x24, 0x10, 0x48,
+        0x8b, 0x6c, 0x24, 0x10, 0x48, 0x83, 0xc4, 0x18, 0xc3,
+    ];
+
+    fn sp(cfa: i64, fp: i64) -> TableRule {
+        TableRule::Short(Rule::from_register(Rule::FROM_SP, cfa, fp).unwrap())
+    }
+
+    const ROOT: TableRule = TableRule::Short(Rule::ROOT);
+    const FOLLOW: TableRule = TableRule::Short(Rule::FRAME_POINTER);
+
+    fn check(functions: &[Spec<'_>], expected: &[(u64, TableRule)]) {
+        let found = rows(&binary(functions)[..]).unwrap();
+        let found: Vec<_> = found
+            .rows
+            .iter()
+            .map(|(addr, rule)| (addr.wrapping_sub(TEXT), *rule))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    fn function<'a>(name: &'a str, code: &'a [u8], depths: &'a [(u8, i32)]) -> Spec<'a> {
+        Spec {
+            name,
+            code,
+            depths,
+            ..Spec::default()
+        }
+    }
+
+    #[test]
+    fn a_function_without_a_frame_keeps_its_caller() {
+        let leaf = function("main.leaf", &[0x90; 16], &[(16, 0)]);
+        check(&[leaf], &[(0, sp(8, 0)), (16, TableRule::NONE)]);
+    }
+
+    #[test]
+    fn a_pushed_frame_pointer_is_below_the_return_address() {
+        check(
+            &[function("main.f", FRAME, FRAME_DEPTHS)],
+            &[
+                (0, sp(8, 0)),
+                (1, sp(16, 16)),
+                (8, sp(32, 16)),
+                (13, sp(16, 16)),
+                (14, sp(8, 0)),
+                (15, TableRule::NONE),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_stored_frame_pointer_counts_from_behind_its_store() {
+        check(
+            &[function("main.f", OLD_FRAME, &[(4, 0), (19, 24), (1, 0)])],
+            &[
+                (0, sp(8, 0)),
+                (4, sp(32, 0)),
+                (9, sp(32, 16)),
+                (23, sp(8, 0)),
+                (24, TableRule::NONE),
+            ],
+        );
+    }
+
+    #[test]
+    fn push_of_r13_saves_no_frame_pointer() {
+        let push = function(
+            "f",
+            &[0x41, 0x55, 0x41, 0x5d, 0xc3],
+            &[(2, 0), (2, 8), (1, 0)],
+        );
+        check(
+            &[push],
+            &[
+                (0, sp(8, 0)),
+                (2, sp(16, 0)),
+                (4, sp(8, 0)),
+                (5, TableRule::NONE),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_frame_too_large_for_a_short_rule_gets_a_wide_one() {
+        let large = function("main.f", FRAME, &[(1, 0), (7, 8), (7, 1 << 20)]);
+        let found = rows(&binary(&[large])[..]).unwrap();
+        assert_eq!(found.rows[2], (TEXT + 8, TableRule::Wide(0)));
+        let wide = found.wide[0];
+        assert_eq!((wide.cfa_offset, wide.fp_offset), ((1 << 20) + 8, -16));
+    }
+
+    #[test]
+    fn stacks_end_where_go_says() {
+        let top = Spec {
+            flags: 1,
+            ..function("main.top", &[0x90; 16], &[(16, 0)])
+        };
+        let goexit = function("runtime.goexit", &[0x90; 16], &[(16, 0)]);
+        check(&[top, goexit], &[(0, ROOT), (32, TableRule::NONE)]);
+    }
+
+    #[test]
+    fn a_signal_trampoline_begins_a_byte_early() {
+        let leaf = function("main.leaf", &[0x90; 16], &[(16, 0)]);
+        let signal = function("runtime.sigreturn__sigaction", &[0x90; 16], &[(16, 0)]);
+        let rule = TableRule::Short(Rule::SIGNAL);
+        check(
+            &[leaf, signal],
+            &[(0, sp(8, 0)), (15, rule), (32, TableRule::NONE)],
+        );
+    }
+
+    #[test]
+    fn a_stack_switch_follows_the_frame_pointer_until_it_is_back() {
+        // push rbp; mov rbp, rsp; mov rsp, [rdx+56]; nop; mov rsp, [rax+56]; pop rbp; ret
+        let code = [
+            0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b, 0x62, 0x38, 0x90, 0x48, 0x8b, 0x60, 0x38, 0x5d,
+            0xc3,
+        ];
+        let depths = [(1, 0), (13, 8), (1, 0)];
+        check(
+            &[function("runtime.systemstack", &code, &depths)],
+            &[
+                (0, sp(8, 0)),
+                (1, sp(16, 16)),
+                (8, FOLLOW),
+                (13, sp(16, 16)),
+                (14, sp(8, 0)),
+                (15, TableRule::NONE),
+            ],
+        );
+    }
+
+    #[test]
+    fn the_scheduler_runs_on_the_stack_that_mstart0_left() {
+        // mov rsp, [r14+56]; push rax; nop
+        let mcall = [0x49, 0x8b, 0x66, 0x38, 0x50, 0x90];
+        let expected = [
+            (0, sp(8, 0)),
+            (4, sp(32, 0)),
+            (5, sp(40, 0)),
+            (6, sp(8, 0)),
+            (7, sp(16, 16)),
+        ];
+        let functions = [
+            function("runtime.mcall", &mcall, &[(5, 0), (1, 8)]),
+            function("runtime.mstart0", FRAME, FRAME_DEPTHS),
+        ];
+        let found = rows(&binary(&functions)[..]).unwrap();
+        let found: Vec<_> = found
+            .rows
+            .iter()
+            .map(|(at, rule)| (at - TEXT, *rule))
+            .collect();
+        assert_eq!(found[..5], expected);
+    }
+
+    #[test]
+    fn other_rows_hold_where_go_has_none() {
+        let short = |addr, rule| (addr, TableRule::Short(rule));
+        let go = Rows {
+            rows: vec![(100, sp(8, 0)), (200, TableRule::NONE)],
+            wide: Vec::new(),
+        };
+        let wide = WideRule {
+            cfa_offset: 5,
+            ..WideRule::default()
+        };
+        let other = Rows {
+            rows: vec![
+                (50, sp(16, 0)),
+                (150, TableRule::Wide(0)),
+                short(300, Rule::NONE),
+            ],
+            wide: vec![wide],
+        };
+        let expected = Rows {
+            rows: vec![
+                (50, sp(16, 0)),
+                (100, sp(8, 0)),
+                (200, TableRule::Wide(0)),
+                (300, TableRule::NONE),
+            ],
+            wide: vec![wide],
+        };
+        assert_eq!(merge(&go, &other), expected);
+    }
+
+    #[test]
+    fn changed_files_give_rows_in_order() {
+        let functions = [
+            function("runtime.morestack", FRAME, FRAME_DEPTHS),
+            function("runtime.mstart0", OLD_FRAME, &[(4, 0), (19, 24), (1, 0)]),
+        ];
+        let original = binary(&functions);
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..3000 {
+            let mut file = original.clone();
+            for _ in 0..random.usize(1..6) {
+                let at = random.usize(0x1000..file.len());
+                file[at] = random.u8(..);
+            }
+            let found = rows(&file[..]).unwrap_or_default().rows;
+            let is_sound =
+                |pair: &[(u64, TableRule)]| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1;
+            assert!(found.windows(2).all(is_sound), "{found:?}");
         }
     }
 }
