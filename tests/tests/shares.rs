@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use hotspan_tests::program::{self, Build};
-use hotspan_tests::recorder::Threads;
+use hotspan_tests::recorder::{Hotspan, Threads};
 use hotspan_tests::shares::{Function, Recorded, Seen, WORK};
 use hotspan_tests::workload::{Workload, on_one_cpu};
 
@@ -281,4 +281,16 @@ fn a_higher_rate_gives_more_samples_of_the_same() -> Result<()> {
         "its clock",
         Threads::OnOneCpu,
     )
+}
+
+/// What is expected is the CPU time between the first tick and the last, not that of getting ready.
+#[test]
+fn a_short_recording_keeps_what_it_expects() -> Result<()> {
+    let workload = Workload::start(&program::c("shares", Build::FramePointers)?)?;
+    Hotspan::record()?
+        .args(&format!("-p {} -F 999 -d 1s --json", workload.pid()))
+        .run()?
+        .succeeded()?
+        .summary()?
+        .check_complete(Threads::OnOneCpu)
 }

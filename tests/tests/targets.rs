@@ -61,10 +61,11 @@ fn several_processes_and_no_other() -> Result<()> {
 fn the_whole_host_without_its_idle_time() -> Result<()> {
     let workload = Workload::start(&shares()?)?;
     let before = process::cpu_time(workload.pid())?;
-    let (run, stacks) = record("-a -d 3s")?;
+    let (run, stacks) = record("-a --per-thread -d 3s")?;
     let used = process::cpu_time(workload.pid())? - before;
     let summary = run.summary()?;
-    let own = stacks.of_process("shares");
+    let tower = format!("shares/{}", workload.pid());
+    let own = stacks.filter(|stack| stack[1] == tower);
     ensure!(
         own.total() < summary.samples.kept,
         "nobody else ran: {}",
