@@ -205,7 +205,8 @@ impl Running {
         self.guard.pid()
     }
 
-    /// Waits until its perf events are open, which is the last thing before it samples.
+    /// Waits until its perf events are open. It samples soon after, when it knows the code of what
+    /// runs already.
     ///
     /// # Errors
     /// When that does not happen.
