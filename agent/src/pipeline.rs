@@ -156,16 +156,18 @@ impl Recording {
     /// # Errors
     /// The kernel's.
     pub fn start(&mut self) -> Result<()> {
+        if matches!(self.plan.settings.target, Target::All) {
+            self.table.scan_all(&mut self.binaries);
+        }
+        self.wait_for_tables()?;
+        // Last of all: what the targets use while this gets ready is not sampled.
+        self.account = CpuAccount::open(&self.plan.settings.target);
         for &pid in &self.plan.pids {
             self.account.add_running(pid);
         }
         for pid in self.cgroup_processes() {
             self.account.add_running(pid);
         }
-        if matches!(self.plan.settings.target, Target::All) {
-            self.table.scan_all(&mut self.binaries);
-        }
-        self.wait_for_tables()?;
         self.start_mono_ns = now_mono_ns();
         self.capture.start()
     }

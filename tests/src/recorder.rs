@@ -21,7 +21,7 @@ use crate::process::{self, Guard, wait_for};
 use crate::stacks::Stacks;
 
 /// How long any run may take, unless a test says less. A test that hits it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The hotspan that is tested: `$HOTSPAN_BIN`, or this workspace's debug build, made when needed.
 ///
@@ -205,7 +205,8 @@ impl Running {
         self.guard.pid()
     }
 
-    /// Waits until its perf events are open, which is the last thing before it samples.
+    /// Waits until its perf events are open. It samples soon after, when it knows the code of what
+    /// runs already.
     ///
     /// # Errors
     /// When that does not happen.

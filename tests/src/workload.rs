@@ -16,7 +16,7 @@ use crate::process::{self, Guard, wait_for};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// On a machine with much else to do, a workload gets a small part of a CPU.
-const BUSY_PATIENCE: Duration = Duration::from_secs(45);
+const BUSY_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The start of a command that runs on one CPU only.
 ///

@@ -124,7 +124,7 @@ fn library_that_is_loaded_while_recording() -> Result<()> {
     let file = folder.path().join("out.folded");
     let library = program::c_library("plugin")?;
     let mut command = Command::new(program::c("dlopen", Build::FramePointers)?);
-    let workload = Workload::start_command(command.arg("60").arg(library))?;
+    let workload = Workload::start_command(command.arg("120").arg(library))?;
     let mut running = Hotspan::record()?
         .args(&format!("-p {} --json", workload.pid()))
         .output(&file)

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use hotspan_tests::program::{self, Build};
-use hotspan_tests::recorder::Threads;
+use hotspan_tests::recorder::{Hotspan, Threads};
 use hotspan_tests::shares::{Function, Recorded, Seen, WORK};
 use hotspan_tests::workload::{Workload, on_one_cpu};
 
@@ -95,6 +95,7 @@ fn rust_with_traits_and_closures() -> Result<()> {
     Seen::of(workload)?.check("names_rust", Threads::OnOneCpu, &functions)
 }
 
+/// The symbol table tells which types a generic function was made for, Go's own table does not.
 #[test]
 fn go_with_methods_and_generics() -> Result<()> {
     let workload = Workload::start(&program::go()?)?;
@@ -106,7 +107,7 @@ fn go_with_methods_and_generics() -> Result<()> {
         },
         Function {
             clock: "light",
-            chain: &["main.main", "main.lightCaller", "main.light[...]"],
+            chain: &["main.main", "main.lightCaller", "main.light[…"],
             perf: "main.light[",
         },
     ];
@@ -280,4 +281,16 @@ fn a_higher_rate_gives_more_samples_of_the_same() -> Result<()> {
         "its clock",
         Threads::OnOneCpu,
     )
+}
+
+/// What is expected is the CPU time between the first tick and the last, not that of getting ready.
+#[test]
+fn a_short_recording_keeps_what_it_expects() -> Result<()> {
+    let workload = Workload::start(&program::c("shares", Build::FramePointers)?)?;
+    Hotspan::record()?
+        .args(&format!("-p {} -F 999 -d 1s --json", workload.pid()))
+        .run()?
+        .succeeded()?
+        .summary()?
+        .check_complete(Threads::OnOneCpu)
 }

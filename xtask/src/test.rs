@@ -38,6 +38,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "musl-tools",        provides: "musl-gcc" },
     Package { name: "nodejs",            provides: "node" },
     Package { name: "python3",           provides: "python3" },
+    Package { name: "python3-venv",      provides: "/usr/share/doc/python3-venv" },
     Package { name: "zlib1g-dev",        provides: "/usr/include/zlib.h" },
 ];
 

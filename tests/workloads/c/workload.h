@@ -72,7 +72,7 @@ static NOINLINE void workload_calibrate(void) {
 }
 
 static inline void workload_prepare(int argc, char **argv) {
-    double seconds = argc > 1 ? atof(argv[1]) : 60.0;
+    double seconds = argc > 1 ? atof(argv[1]) : 120.0;
     workload_end_ns = workload_clock(CLOCK_MONOTONIC) + (uint64_t)(seconds * 1e9);
     struct sigaction action;
     memset(&action, 0, sizeof action);

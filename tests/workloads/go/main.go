@@ -78,7 +78,7 @@ func roundsPerMs(l *Ledger, f func(*Ledger, int64)) int64 {
 
 func main() {
 	runtime.LockOSThread()
-	seconds := 60.0
+	seconds := 120.0
 	if len(os.Args) > 1 {
 		seconds, _ = strconv.ParseFloat(os.Args[1], 64)
 	}

@@ -32,7 +32,7 @@ function cpuNs() {
 
 let stopped = false;
 const used = { heavyWork: 0, lightWork: 0 };
-const end = Date.now() + 1000 * Number(process.argv[2] || 60);
+const end = Date.now() + 1000 * Number(process.argv[2] || 120);
 process.on('SIGTERM', () => { stopped = true; });
 
 function roundsPerMs(work) {

@@ -87,7 +87,7 @@ fn rounds_per_ms() -> u64 {
 
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok());
-    let end = Instant::now() + Duration::from_secs_f64(seconds.unwrap_or(60.0));
+    let end = Instant::now() + Duration::from_secs_f64(seconds.unwrap_or(120.0));
     unsafe { signal(SIGTERM, stop) };
     let per_ms = rounds_per_ms();
     println!("ready");
