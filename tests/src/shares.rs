@@ -85,7 +85,8 @@ pub struct Function<'a> {
     pub clock: &'a str,
     /// Its callers, outermost first, and the function itself, as hotspan names them.
     pub chain: &'a [&'a str],
-    /// What perf's name of it contains: perf writes some names in another way.
+    /// What perf's name of it contains: perf writes some names in another way. Alternatives stand
+    /// between bars, for callees whose caller perf cannot see.
     pub perf: &'a str,
 }
 
@@ -158,7 +159,8 @@ impl Seen {
             .check_share(name, clock, "its clock", threads)?;
         let all = self.perf.total();
         ensure!(all > 0, "perf has no samples");
-        let has_name = |stack: &[String]| stack.iter().any(|frame| frame.contains(function.perf));
+        let is_name = |frame: &String| function.perf.split('|').any(|name| frame.contains(name));
+        let has_name = |stack: &[String]| stack.iter().any(is_name);
         let perf = self.perf.filter(has_name).total() as f64 / all as f64;
         self.recorded.check_share(name, perf, "perf", threads)
     }
