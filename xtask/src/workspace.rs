@@ -27,10 +27,19 @@ pub fn root() -> PathBuf {
 }
 
 /// Cargo, run in the workspace: the one that runs us, so that all steps use one compiler.
+///
+/// What it told us of ourselves is left out: build scripts that look at such variables would run anew
+/// each time that cargo is run now by us and now by hand.
 pub fn cargo() -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        let is_ours = |prefix| name.as_encoded_bytes().starts_with(prefix);
+        if is_ours(b"CARGO_PKG_") || is_ours(b"CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
