@@ -3,6 +3,7 @@
 //! In: what to capture and for how long. Out: a finished [`Profile`]. Everything runs on one
 //! thread: the kernel buffers samples, and a tick every fifty milliseconds carries them on.
 
+mod early;
 mod tables;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use hotspan_abi::{
     counters::Counter,
+    records::SampleHeader,
     settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE},
 };
 use regex::bytes::Regex;
@@ -23,6 +25,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use early::{EarlySample, EarlySamples};
 use tables::TableLoader;
 
 use crate::{
@@ -35,10 +38,10 @@ use crate::{
         record::{self, Record, Sample},
         side_band::{self, SideBandRecord},
     },
-    model::{Profile, RawFrame},
+    model::{ProcessId, Profile, RawFrame},
     process::{self, Binaries, CpuAccount, ProcessTable, Scope},
     symbolize::{
-        normalize::normalize,
+        normalize::{Addresses, normalize},
         profile::{Context, profile},
     },
 };
@@ -56,6 +59,9 @@ const TABLE_PATIENCE: Duration = Duration::from_millis(100);
 /// The kernel lets go of a thread some time after its end; a recording waits this long at most for
 /// the CPU time of the last ones.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(60);
+
+/// The end of a recording waits this long for the tables of its last samples.
+const EARLY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A process that ended may still be sampled this long, and its CPU time be told.
 const AFTERLIFE_NS: u64 = 300_000_000;
@@ -98,6 +104,7 @@ pub struct Recording {
     tables: TableLoader,
     binaries: Binaries,
     samples: Samples,
+    early: EarlySamples,
     account: CpuAccount,
     start_mono_ns: u64,
     batch: Batch,
@@ -140,6 +147,7 @@ impl Recording {
             tables: TableLoader::start(DEFAULT_TABLE_BYTES)?,
             binaries,
             samples: Samples::default(),
+            early: EarlySamples::default(),
             start_mono_ns: 0,
             batch: Batch::default(),
             side_band: VecDeque::new(),
@@ -191,7 +199,10 @@ impl Recording {
             capture,
             ..
         } = self;
-        tables.update(table, binaries, &mut capture.tables, now_mono_ns())
+        let now_mono_ns = now_mono_ns();
+        tables.update(table, binaries, &mut capture.tables, now_mono_ns)?;
+        self.keep_early(now_mono_ns);
+        Ok(())
     }
 
     fn cgroup_processes(&self) -> Vec<u32> {
@@ -298,6 +309,7 @@ impl Recording {
             self.apply_side_band_until(record.time_mono_ns());
             match record {
                 Record::Sample(sample) => self.sample(&sample),
+                Record::Snapshot(snapshot) => self.early.add_stack(&snapshot),
                 Record::Exec(event) if Some(event.pid) == self.command => {
                     self.account.add_started(event.pid, event.thread_cpu_ns);
                 }
@@ -362,23 +374,72 @@ impl Recording {
                 return;
             }
         }
-        normalize(
-            sample,
-            process,
-            &mut self.table,
-            &mut self.binaries,
-            &mut self.frames,
-        );
+        if let Some(stack) = self.early.take_stack(sample) {
+            let mappings = self.table.copy_mappings(header.pid);
+            return self.early.push(sample, process, mappings, stack);
+        }
+        let Self {
+            table,
+            binaries,
+            frames,
+            ..
+        } = self;
+        let addresses = Addresses {
+            kernel: sample.kernel_frames(),
+            user: sample.user_frames(),
+            stop: sample.stop,
+        };
+        let time_mono_ns = header.header.time_mono_ns;
+        let find = |addr| table.find(header.pid, addr, time_mono_ns, binaries);
+        normalize(addresses, process, find, frames);
+        self.keep(header, process);
+    }
+
+    /// Keeps the samples that wait for tables no longer.
+    fn keep_early(&mut self, now_mono_ns: u64) {
+        if self.early.is_empty() {
+            return;
+        }
+        let maps = &self.capture.tables;
+        let ready = self
+            .early
+            .take_ready(&mut self.tables, &self.binaries, maps, now_mono_ns);
+        for sample in ready {
+            let EarlySample {
+                header,
+                process,
+                kernel,
+                user,
+                stop,
+                mappings,
+                ..
+            } = sample;
+            let addresses = Addresses {
+                kernel: kernel.into_iter(),
+                user: user.into_iter(),
+                stop,
+            };
+            normalize(
+                addresses,
+                process,
+                |addr| mappings.at(addr),
+                &mut self.frames,
+            );
+            self.keep(&header, process);
+        }
+    }
+
+    /// Counts a sample with the frames that were found last.
+    fn keep(&mut self, header: &SampleHeader, process: ProcessId) {
         let thread = ThreadKey {
             process,
             tid: header.tid,
             name: header.comm,
         };
-        let time_mono_ns = header.header.time_mono_ns;
         self.samples.push(
             thread,
             header.cpu,
-            time_mono_ns,
+            header.header.time_mono_ns,
             self.frames.iter().copied(),
         );
     }
@@ -395,6 +456,13 @@ impl Recording {
             std::thread::sleep(Duration::from_millis(5));
             self.read();
         }
+        let until = Instant::now() + EARLY_PATIENCE;
+        self.update_tables()?;
+        while !self.early.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            self.update_tables()?;
+        }
+        self.keep_early(u64::MAX);
         for pid in self.table.pids().chain(self.cgroup_processes()) {
             self.account.add_started(pid, 0);
         }

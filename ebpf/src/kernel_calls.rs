@@ -122,12 +122,25 @@ pub unsafe fn send(record: *const c_void, bytes: u64) -> bool {
     }
 }
 
+/// Whether more than half of the ring is free.
+#[inline(always)]
+pub fn has_room() -> bool {
+    const AVAILABLE_DATA: u64 = 0;
+    const RING_SIZE: u64 = 1;
+    let query = |what| {
+        // SAFETY: the map is ours, and the helper only reads it.
+        unsafe { raw::bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast::<c_void>(), what) }
+    };
+    query(AVAILABLE_DATA) * 2 < query(RING_SIZE)
+}
+
 /// The memory of the running process.
 pub struct UserMemory;
 
 impl UserMemory {
+    /// Fills `value` from `addr` on; false when any of it cannot be read.
     #[inline(always)]
-    fn read<T>(addr: u64, value: &mut T) -> bool {
+    pub fn read<T>(addr: u64, value: &mut T) -> bool {
         // SAFETY: the destination is exactly this large; a bad source makes the helper fail.
         unsafe {
             raw::bpf_probe_read_user(

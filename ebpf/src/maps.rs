@@ -10,7 +10,7 @@ use aya_ebpf::{
 use hotspan_abi::{
     counters::COUNTERS,
     limits::{MAX_TARGETS, RING_BYTES},
-    records::SampleRecord,
+    records::{SampleRecord, SnapshotRecord},
     settings::{Offsets, TargetMode},
     unwind::{MAX_PROCESSES, MAX_SEGMENTS, MAX_WIDE_RULES, ProcessTable, SEGMENT_WORDS, WideRule},
 };
@@ -28,17 +28,20 @@ pub static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
 #[btf_map]
 pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 
-/// One sampler's working memory: far too large for the 512 bytes of stack.
+/// Working memory of a program that walks stacks: far too large for the 512 bytes of its own.
 #[repr(C)]
 pub struct Scratch {
-    /// The sample as it is built.
-    pub record: SampleRecord,
     /// The user stack as it is unwound.
     pub unwinder: Unwinder,
+    /// The sample as it is built.
+    pub record: SampleRecord,
+    /// The stack as it is copied.
+    pub snapshot: SnapshotRecord,
 }
 
-/// Indexed by CPU: an array lookup is inlined, and nothing else of the sampler can run on this CPU
-/// meanwhile. The agent sets the number of entries to the number of possible CPUs.
+/// Indexed by CPU and kind of program, see [`crate::programs::user_stack`]: an array lookup is inlined,
+/// and nothing else of that kind can run on this CPU meanwhile. The agent sets the number of entries
+/// from the number of possible CPUs.
 #[btf_map]
 pub static SCRATCH: Array<Scratch, 1> = Array::new();
 

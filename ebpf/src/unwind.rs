@@ -105,15 +105,46 @@ pub struct Unwinder {
     pub mapping: Mapping,
     /// 1 when the instruction pointer is no return address: in a leaf, or where a signal hit.
     pub is_exact: u32,
-    _pad: u32,
+    /// How sure the frames are: [`SURE`], [`LOST`] or [`GUESSED`].
+    pub doubt: u32,
     /// The part of the stack that was read last.
     pub window: Window,
 }
+
+/// Every frame was found by a table.
+pub const SURE: u32 = 0;
+/// By tables, the stack led to code in no mapping that is known. From there on it is a guess.
+pub const LOST: u32 = 1;
+/// Code that is known to have no table was unwound by the frame pointer.
+pub const GUESSED: u32 = 2;
 
 /// First address that cannot be a user's on x86-64 or arm64 with 48-bit addresses.
 const USER_END: u64 = 1 << 48;
 
 impl Unwinder {
+    /// At no frame yet.
+    pub const EMPTY: Self = Self {
+        registers: Registers {
+            ip: 0,
+            sp: 0,
+            fp: 0,
+        },
+        process: ProcessTable {
+            mappings: 0,
+            count: 0,
+        },
+        mapping: Mapping {
+            start: 0,
+            end: 0,
+            pages_start: 0,
+            pages: 0,
+            page_count: 0,
+        },
+        is_exact: 0,
+        doubt: SURE,
+        window: Window::EMPTY,
+    };
+
     /// Starts at a leaf with these registers.
     #[inline(always)]
     pub fn start(&mut self, registers: Registers, process: ProcessTable) {
@@ -122,6 +153,7 @@ impl Unwinder {
         self.mapping.start = 0;
         self.mapping.end = 0;
         self.is_exact = 1;
+        self.doubt = SURE;
         self.window.start = 0;
     }
 
@@ -143,8 +175,25 @@ impl Unwinder {
 
     /// The rule for the frame we are at, which lies in the mapping that was used last.
     #[inline(always)]
-    pub fn find_rule<T: Tables>(&self, tables: &T) -> Rule {
+    pub fn find_rule<T: Tables>(&mut self, tables: &T) -> Rule {
+        if self.mapping.page_count == 0 {
+            return self.guess(GUESSED);
+        }
         find_row(&self.mapping, self.lookup_addr(), tables)
+    }
+
+    /// The rule for a frame in no mapping that is known: the code may still keep the frame pointer.
+    #[inline(always)]
+    pub fn rule_elsewhere(&mut self) -> Rule {
+        self.guess(LOST)
+    }
+
+    #[inline(always)]
+    fn guess(&mut self, doubt: u32) -> Rule {
+        if self.doubt == SURE {
+            self.doubt = doubt;
+        }
+        Rule::FRAME_POINTER
     }
 
     /// Finds the mapping of the frame we are at by halving: the last that starts at or below it.
@@ -188,32 +237,49 @@ impl Unwinder {
         memory: &mut M,
         tables: &T,
     ) -> Step {
-        match rule.kind() {
-            Rule::FROM_SP | Rule::FROM_FP => {
-                let registers = &self.registers;
-                let base = if rule.kind() == Rule::FROM_SP {
-                    registers.sp
-                } else {
-                    registers.fp
-                };
-                let cfa = base.wrapping_add(rule.cfa_bytes());
-                let fp_at = match rule.fp_bytes() {
-                    0 => 0,
-                    bytes => cfa.wrapping_sub(bytes),
-                };
-                self.pop(cfa, fp_at, memory)
-            }
-            Rule::WIDE => match tables.wide(rule.wide_index()) {
-                Some(wide) => self.step_wide(&wide, memory),
-                None => Step::Stop(StopReason::NoUnwindTable),
-            },
-            _ if rule == Rule::ROOT => Step::Stop(StopReason::Root),
-            _ if rule == Rule::FRAME_POINTER => self.step_frame_pointer(memory),
-            _ if rule == Rule::SIGNAL => self.step_signal(memory),
-            _ if rule == Rule::PLT => {
+        if rule.is_plain() {
+            self.step_plain(rule, memory)
+        } else {
+            self.step_other(rule, memory, tables)
+        }
+    }
+
+    /// Goes to the caller by a plain rule, as nearly all are.
+    #[inline(always)]
+    pub fn step_plain<M: ReadMemory>(&mut self, rule: Rule, memory: &mut M) -> Step {
+        let base = if rule.kind() == Rule::FROM_SP {
+            self.registers.sp
+        } else {
+            self.registers.fp
+        };
+        let cfa = base.wrapping_add(rule.cfa_bytes());
+        let fp_at = match rule.fp_bytes() {
+            0 => 0,
+            bytes => cfa.wrapping_sub(bytes),
+        };
+        self.pop(cfa, fp_at, memory)
+    }
+
+    /// Goes to the caller by a rule that is not plain.
+    #[inline(always)]
+    pub fn step_other<M: ReadMemory, T: Tables>(
+        &mut self,
+        rule: Rule,
+        memory: &mut M,
+        tables: &T,
+    ) -> Step {
+        match rule {
+            Rule::ROOT => Step::Stop(StopReason::Root),
+            Rule::FRAME_POINTER => self.step_frame_pointer(memory),
+            Rule::SIGNAL => self.step_signal(memory),
+            Rule::PLT => {
                 let pushed = if self.registers.ip & 15 >= 11 { 16 } else { 8 };
                 self.pop(self.registers.sp.wrapping_add(pushed), 0, memory)
             }
+            _ if rule.kind() == Rule::WIDE => match tables.wide(rule.wide_index()) {
+                Some(wide) => self.step_wide(&wide, memory),
+                None => Step::Stop(StopReason::NoUnwindTable),
+            },
             _ => Step::Stop(StopReason::NoUnwindTable),
         }
     }
@@ -449,14 +515,7 @@ mod tests {
         tables: &HostTables,
         process: ProcessTable,
     ) -> (Vec<u64>, StopReason) {
-        let mut unwinder = Unwinder {
-            registers: Registers::default(),
-            process: ProcessTable::default(),
-            mapping: Mapping::default(),
-            is_exact: 0,
-            _pad: 0,
-            window: Window::EMPTY,
-        };
+        let mut unwinder = Unwinder::EMPTY;
         unwinder.start(registers, process);
         let mut ips = Vec::new();
         for _ in 0..10_000 {
@@ -464,7 +523,7 @@ mod tests {
             let rule = if is_known {
                 unwinder.find_rule(tables)
             } else {
-                Rule::FRAME_POINTER
+                unwinder.rule_elsewhere()
             };
             match unwinder.step(rule, memory, tables) {
                 Step::Caller => ips.push(unwinder.registers.ip),
@@ -524,6 +583,35 @@ mod tests {
         memory.words.resize(1024, 0);
         walk_by_frame_pointer(start(), &mut memory);
         assert_eq!(memory.reads, 1);
+    }
+
+    #[test]
+    fn doubt_is_of_the_first_frame_without_a_table() {
+        let (tables, process) = tables(&[(0, from_sp(8, 0)), (0x80, Rule::FRAME_POINTER)]);
+        let doubt_of = |ip: u64, page_count: Option<u32>| {
+            let mut unwinder = Unwinder::EMPTY;
+            let registers = Registers {
+                ip,
+                ..Registers::default()
+            };
+            unwinder.start(registers, process);
+            if unwinder.find_mapping(&tables) {
+                unwinder.mapping.page_count = page_count.unwrap_or(unwinder.mapping.page_count);
+                unwinder.find_rule(&tables);
+            } else {
+                unwinder.rule_elsewhere();
+            }
+            // What comes behind changes nothing.
+            let doubt = unwinder.doubt;
+            if doubt != SURE {
+                unwinder.rule_elsewhere();
+                assert_eq!(unwinder.doubt, doubt);
+            }
+            doubt
+        };
+        assert_eq!(doubt_of(TEXT, None), SURE);
+        assert_eq!(doubt_of(TEXT, Some(0)), GUESSED);
+        assert_eq!(doubt_of(TEXT - 1, None), LOST);
     }
 
     #[test]

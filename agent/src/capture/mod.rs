@@ -24,7 +24,7 @@ use aya::{
 };
 use hotspan_abi::{
     counters::{COUNTERS, Counter},
-    limits::RING_BYTES,
+    limits::{RING_BYTES, WALKERS},
     settings::{Offsets, TargetMode},
 };
 
@@ -239,7 +239,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
         .override_global("KERNEL_STACKS", &kernel_stacks, true)
         .override_global("HAS_TASK_PT_REGS", &has_task_pt_regs, true)
         .override_global(aya_log::LEVEL, &log_level, false)
-        .map_max_entries("SCRATCH", cpus)
+        .map_max_entries("SCRATCH", cpus * WALKERS)
         .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
     loader
         .load(fresh.as_deref().unwrap_or(OBJECT))
@@ -275,12 +275,12 @@ const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 168;
 #[cfg(target_arch = "aarch64")]
 const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 336;
 
-/// Bytes for three seconds of samples with 64 frames on every CPU.
+/// Bytes for three seconds of samples with 64 frames on every CPU, and for some copies of stacks.
 fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
     const SAMPLE_BYTES: u64 = 56 + 64 * 8 + 8;
     let wanted = u64::from(cpus) * u64::from(rate_hz) * SAMPLE_BYTES * 3;
     let most = u64::from(RING_BYTES) * 16;
-    wanted.clamp(512 << 10, most).next_power_of_two() as u32
+    wanted.clamp(1 << 20, most).next_power_of_two() as u32
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> bool {

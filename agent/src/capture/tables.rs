@@ -14,6 +14,7 @@ use aya::{
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WideRule};
+use hotspan_ebpf::unwind::Tables;
 
 use super::{bpf_syscall, take_map};
 
@@ -26,6 +27,8 @@ pub struct TableMaps {
     wide: Array<MapData, [u32; 6]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
     segments: Vec<Segment>,
+    /// What is in `wide`.
+    wide_rules: Vec<WideRule>,
 }
 
 impl TableMaps {
@@ -40,6 +43,7 @@ impl TableMaps {
             wide: Array::try_from(take_map(programs, "WIDE_RULES")?)?,
             processes: HashMap::try_from(take_map(programs, "PROCESSES")?)?,
             segments: Vec::new(),
+            wide_rules: Vec::new(),
         })
     }
 
@@ -62,7 +66,7 @@ impl TableMaps {
             let (segment, offset) = (at / SEGMENT_WORDS, at % SEGMENT_WORDS);
             let (now, rest) = words.split_at(words.len().min(SEGMENT_WORDS - offset));
             if let Some(segment) = self.segments.get_mut(segment) {
-                segment.words()[offset..offset + now.len()].copy_from_slice(now);
+                segment.words_mut()[offset..offset + now.len()].copy_from_slice(now);
             }
             at += now.len();
             words = rest;
@@ -79,7 +83,13 @@ impl TableMaps {
             rule.fp_rule,
             rule.fp_offset as u32,
         ];
-        Ok(self.wide.set(index, words, 0)?)
+        self.wide.set(index, words, 0)?;
+        let index = index as usize;
+        if index >= self.wide_rules.len() {
+            self.wide_rules.resize(index + 1, WideRule::default());
+        }
+        self.wide_rules[index] = *rule;
+        Ok(())
     }
 
     /// Says where the mappings of a process are.
@@ -92,6 +102,19 @@ impl TableMaps {
     /// Forgets a process. The kernel side may have done so already.
     pub fn forget_process(&mut self, pid: u32) {
         let _ = self.processes.remove(&pid);
+    }
+}
+
+/// The tables as the kernel side sees them.
+impl Tables for TableMaps {
+    fn word(&self, index: u32) -> u32 {
+        let index = index as usize;
+        let segment = self.segments.get(index / SEGMENT_WORDS);
+        segment.map_or(0, |segment| segment.words()[index % SEGMENT_WORDS])
+    }
+
+    fn wide(&self, index: u32) -> Option<WideRule> {
+        self.wide_rules.get(index as usize).copied()
     }
 }
 
@@ -129,7 +152,12 @@ impl Segment {
         Ok(Self { fd, words })
     }
 
-    fn words(&mut self) -> &mut [u32] {
+    fn words(&self) -> &[u32] {
+        // SAFETY: the mapping is this long, and only we write it.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), SEGMENT_WORDS) }
+    }
+
+    fn words_mut(&mut self) -> &mut [u32] {
         // SAFETY: the mapping is this long and ours alone on this side; the kernel side reads it a
         // word at a time and copes with any value.
         unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), SEGMENT_WORDS) }

@@ -1,13 +1,16 @@
 //! Records of the ring buffer: the one place where bytes become structures.
 #![allow(unsafe_code)] // The cast below.
 
-use hotspan_abi::records::{ProcessEvent, RecordHeader, RecordKind, SampleHeader, StopReason};
+use hotspan_abi::records::{
+    ProcessEvent, RecordHeader, RecordKind, SampleHeader, SnapshotHeader, StopReason,
+};
 
 /// Types of the ABI: plain numbers, so any bytes are a value.
 trait Plain: Copy {}
 impl Plain for RecordHeader {}
 impl Plain for SampleHeader {}
 impl Plain for ProcessEvent {}
+impl Plain for SnapshotHeader {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
@@ -27,6 +30,8 @@ pub enum Record<'a> {
     Exit(ProcessEvent),
     /// The CPU time of a thread that ended is final.
     Free(ProcessEvent),
+    /// The stack of the sample that follows on the same CPU.
+    Snapshot(Snapshot<'a>),
 }
 
 impl Record<'_> {
@@ -36,6 +41,7 @@ impl Record<'_> {
         match self {
             Self::Sample(sample) => sample.header.header.time_mono_ns,
             Self::Exec(event) | Self::Exit(event) | Self::Free(event) => event.header.time_mono_ns,
+            Self::Snapshot(snapshot) => snapshot.header.header.time_mono_ns,
         }
     }
 }
@@ -49,6 +55,21 @@ pub struct Sample<'a> {
     pub stop: StopReason,
     kernel: &'a [u8],
     user: &'a [u8],
+}
+
+/// The top of a user stack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Snapshot<'a> {
+    /// The fixed part.
+    pub header: SnapshotHeader,
+    words: &'a [u8],
+}
+
+impl<'a> Snapshot<'a> {
+    /// The words of the stack, from `header.start` on.
+    pub fn words(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
+        words(self.words)
+    }
 }
 
 impl<'a> Sample<'a> {
@@ -107,6 +128,7 @@ fn parse(kind: u32, bytes: &[u8]) -> Option<Record<'_>> {
         RecordKind::Exec => read(bytes).map(Record::Exec),
         RecordKind::Exit => read(bytes).map(Record::Exit),
         RecordKind::Free => read(bytes).map(Record::Free),
+        RecordKind::Snapshot => parse_snapshot(bytes).map(Record::Snapshot),
     }
 }
 
@@ -126,6 +148,13 @@ fn parse_sample(bytes: &[u8]) -> Option<Sample<'_>> {
         kernel,
         user,
     })
+}
+
+fn parse_snapshot(bytes: &[u8]) -> Option<Snapshot<'_>> {
+    let header: SnapshotHeader = read(bytes)?;
+    let words = &bytes[size_of::<SnapshotHeader>()..];
+    let is_whole = (header.words as usize).checked_mul(8) == Some(words.len());
+    is_whole.then_some(Snapshot { header, words })
 }
 
 #[cfg(test)]
@@ -174,6 +203,22 @@ mod tests {
         let mut bytes = sample(&[1], &[]);
         bytes.extend(sample(&[], &[2, 3]));
         assert_eq!(records(&bytes).flatten().count(), 2);
+    }
+
+    #[test]
+    fn snapshot_has_as_many_words_as_it_says() {
+        let mut bytes: Vec<u8> = [5, 72, 7, 0, 1, 2, 0x1000, 0, 3, 0, 4, 0, 5, 0]
+            .iter()
+            .flat_map(|field: &u32| field.to_ne_bytes())
+            .collect();
+        bytes.extend([8_u64, 9].map(u64::to_ne_bytes).concat());
+        let Some(Some(Record::Snapshot(snapshot))) = records(&bytes).next() else {
+            panic!()
+        };
+        assert_eq!((snapshot.header.cpu, snapshot.header.start), (1, 0x1000));
+        assert_eq!(snapshot.words().collect::<Vec<_>>(), [8, 9]);
+        bytes[20] = 3;
+        assert_eq!(records(&bytes).collect::<Vec<_>>(), [None]);
     }
 
     #[test]

@@ -101,11 +101,8 @@ impl TableLoader {
         for pid in changed {
             match processes.mappings(pid) {
                 Some(mappings) => {
-                    let mappings: Vec<_> = mappings
-                        .iter()
-                        .flat_map(|mapping| self.mappings(mapping, binaries, now_mono_ns))
-                        .collect();
-                    self.store.set_process(pid, &mappings, now_mono_ns);
+                    let known = self.parts(mappings, binaries, now_mono_ns);
+                    self.store.set_process(pid, &known.parts, now_mono_ns);
                 }
                 None => self.store.forget_process(pid, now_mono_ns),
             }
@@ -131,33 +128,42 @@ impl TableLoader {
         self.store.place(binary, tables, now_mono_ns);
     }
 
-    /// A mapping as the kernel side wants it: the parts of it that have a table. Where there is
-    /// none, or it is not made yet, code is unwound by the frame pointer.
-    fn mappings(
+    /// The mappings of a process as the kernel side wants them. Those whose tables are not made yet are
+    /// left out, and the tables asked for.
+    pub fn parts(
         &mut self,
-        mapping: &Mapping,
+        mappings: &[Mapping],
         binaries: &Binaries,
         now_mono_ns: u64,
-    ) -> Vec<AbiMapping> {
-        let Code::File(binary) = mapping.code else {
-            return Vec::new();
+    ) -> KnownParts {
+        let mut known = KnownParts {
+            parts: Vec::new(),
+            is_complete: true,
         };
-        let known = binaries.get(binary);
-        match self.store.tables_of(binary, now_mono_ns) {
-            Some(tables) => in_process(mapping, &known.facts, tables),
-            None => {
-                self.ask_for(binary, known);
-                Vec::new()
+        for mapping in mappings {
+            let Code::File(id) = mapping.code else {
+                known.add_bare(mapping.start, mapping.end);
+                continue;
+            };
+            let binary = binaries.get(id);
+            if let Some(tables) = self.store.tables_of(id, now_mono_ns) {
+                known.add(mapping, &binary.facts, tables);
+            } else if self.ask_for(id, binary) {
+                known.is_complete = false;
+            } else {
+                known.add_bare(mapping.start, mapping.end);
             }
         }
+        known
     }
 
-    fn ask_for(&mut self, binary: BinaryId, known: &KnownBinary) {
+    /// Asks for the tables of a binary; false when there is no hope for any.
+    fn ask_for(&mut self, binary: BinaryId, known: &KnownBinary) -> bool {
         if self.pending.contains(&binary) {
-            return;
+            return true;
         }
         let Some(file) = known.file().and_then(|file| file.try_clone().ok()) else {
-            return;
+            return false;
         };
         let facts = &known.facts;
         let wanted = Wanted {
@@ -170,34 +176,68 @@ impl TableLoader {
         if self.wanted.try_send(wanted).is_ok() {
             self.pending.insert(binary);
         }
+        true
     }
 }
 
-/// Moves the tables of a mapping's file to where the process has it.
-fn in_process(mapping: &Mapping, facts: &ElfFacts, tables: &[Placed]) -> Vec<AbiMapping> {
-    let Mapping {
-        start,
-        end,
-        file_offset,
-        ..
-    } = *mapping;
-    let Some(addr) = facts.addr_of_mapping(file_offset, end - start) else {
-        return Vec::new();
-    };
-    let bias = start.wrapping_sub(addr);
-    let here = |table: &Placed| {
-        let pages_start = table.start.wrapping_add(bias);
-        let pages_end = pages_start.wrapping_add(u64::from(table.page_count) * PAGE_BYTES);
-        let part = AbiMapping {
-            start: start.max(pages_start),
-            end: end.min(pages_end),
-            pages_start,
-            pages: table.pages,
-            page_count: table.page_count,
-        };
-        (part.start < part.end).then_some(part)
-    };
-    tables.iter().filter_map(here).collect()
+/// The mappings of a process, as far as their tables are made.
+pub struct KnownParts {
+    /// Parts with a table and parts that have none, by ascending address.
+    pub parts: Vec<AbiMapping>,
+    /// Whether no table is still being made.
+    pub is_complete: bool,
+}
+
+impl KnownParts {
+    /// Adds a mapping of a file with these tables, moved to where the process has it.
+    fn add(&mut self, mapping: &Mapping, facts: &ElfFacts, tables: &[Placed]) {
+        let Mapping {
+            start,
+            end,
+            file_offset,
+            ..
+        } = *mapping;
+        let mut bare = start;
+        if let Some(addr) = facts.addr_of_mapping(file_offset, end - start) {
+            let bias = start.wrapping_sub(addr);
+            for table in tables {
+                let pages_start = table.start.wrapping_add(bias);
+                let pages_end = pages_start.wrapping_add(u64::from(table.page_count) * PAGE_BYTES);
+                let part = AbiMapping {
+                    start: bare.max(pages_start),
+                    end: end.min(pages_end),
+                    pages_start,
+                    pages: table.pages,
+                    page_count: table.page_count,
+                };
+                if part.start < part.end {
+                    self.add_bare(bare, part.start);
+                    bare = part.end;
+                    self.parts.push(part);
+                }
+            }
+        }
+        self.add_bare(bare, end);
+    }
+
+    /// Adds code without a table.
+    fn add_bare(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        if let Some(last) = self.parts.last_mut()
+            && last.end == start
+            && last.page_count == 0
+        {
+            last.end = end;
+            return;
+        }
+        self.parts.push(AbiMapping {
+            start,
+            end,
+            ..AbiMapping::default()
+        });
+    }
 }
 
 fn apply(update: Update, maps: &mut TableMaps) -> Result<()> {
@@ -213,5 +253,53 @@ fn apply(update: Update, maps: &mut TableMaps) -> Result<()> {
             maps.forget_process(pid);
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_without_a_table_fill_the_gaps() {
+        let segment = Segment {
+            start: 0x1000,
+            end: 0x9000,
+            file_offset: 0x1000,
+        };
+        let facts = ElfFacts {
+            segments: vec![segment],
+            ..ElfFacts::default()
+        };
+        let mapping = Mapping {
+            start: 0x7f00_0000_1000,
+            end: 0x7f00_0000_9000,
+            file_offset: 0x1000,
+            code: Code::File(BinaryId(0)),
+        };
+        let placed = |start| Placed {
+            start,
+            pages: 7,
+            page_count: 16,
+        };
+        let mut known = KnownParts {
+            parts: Vec::new(),
+            is_complete: true,
+        };
+        known.add_bare(0x7f00_0000_0000, 0x7f00_0000_1000);
+        known.add(&mapping, &facts, &[placed(0x2000), placed(0x5000)]);
+        let parts: Vec<_> = known
+            .parts
+            .iter()
+            .map(|part| (part.start as u16, part.end as u16, part.page_count))
+            .collect();
+        let expected = [
+            (0, 0x2000, 0),
+            (0x2000, 0x3000, 16),
+            (0x3000, 0x5000, 0),
+            (0x5000, 0x6000, 16),
+            (0x6000, 0x9000, 0),
+        ];
+        assert_eq!(parts, expected);
     }
 }

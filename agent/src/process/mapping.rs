@@ -1,5 +1,6 @@
 //! The executable mappings of one process.
 
+use super::Found;
 use crate::model::BinaryId;
 
 /// What lies in a mapping.
@@ -66,9 +67,21 @@ impl Mappings {
         &self.0
     }
 
-    /// The mapping that holds `addr`.
+    /// What lies at an address.
     #[must_use]
-    pub fn find(&self, addr: u64) -> Option<&Mapping> {
+    pub fn at(&self, addr: u64) -> Found {
+        let Some(mapping) = self.find(addr) else {
+            return Found::Nowhere;
+        };
+        match mapping.code {
+            Code::File(id) => {
+                Found::File(id, (addr - mapping.start).wrapping_add(mapping.file_offset))
+            }
+            Code::Anonymous => Found::Anonymous,
+        }
+    }
+
+    fn find(&self, addr: u64) -> Option<&Mapping> {
         let after = self.0.partition_point(|mapping| mapping.start <= addr);
         self.0[..after].last().filter(|mapping| addr < mapping.end)
     }

@@ -217,6 +217,13 @@ impl ProcessTable {
         Some(process.mappings.as_slice())
     }
 
+    /// The executable mappings of a process as they are now, to be kept.
+    #[must_use]
+    pub fn copy_mappings(&self, pid: u32) -> Mappings {
+        let process = self.running.get(&pid);
+        process.map_or_else(Mappings::default, |process| process.mappings.clone())
+    }
+
     /// Processes that have a file mapped.
     pub fn users_of(&self, binary: BinaryId) -> impl Iterator<Item = u32> {
         let maps = move |process: &Running| {
@@ -282,26 +289,18 @@ impl ProcessTable {
         let Some(process) = self.running.get_mut(&pid) else {
             return Found::Nowhere;
         };
-        let mut mapping = process.mappings.find(addr).copied();
+        let mut found = process.mappings.at(addr);
         let is_due = now_mono_ns.saturating_sub(process.scanned_mono_ns) > LOOK_AGAIN_NS;
-        if mapping.is_none() && !process.has_exited && is_due {
+        if found == Found::Nowhere && !process.has_exited && is_due {
             process.scanned_mono_ns = now_mono_ns;
             process.scan_mappings(binaries);
             self.changed.insert(pid);
-            mapping = process.mappings.find(addr).copied();
+            found = process.mappings.at(addr);
         }
-        let Some(mapping) = mapping else {
-            return Found::Nowhere;
-        };
-        match mapping.code {
-            Code::File(id) => {
-                Found::File(id, (addr - mapping.start).wrapping_add(mapping.file_offset))
-            }
-            Code::Anonymous => {
-                self.look_for_perf_map(pid, now_mono_ns);
-                Found::Anonymous
-            }
+        if found == Found::Anonymous {
+            self.look_for_perf_map(pid, now_mono_ns);
         }
+        found
     }
 
     /// Opens the perf map while the process lives. Run times write it some time after their first

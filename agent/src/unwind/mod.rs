@@ -15,6 +15,7 @@ pub mod debug_file;
 pub mod eh_frame;
 pub mod go;
 mod image;
+pub mod replay;
 pub mod show;
 mod steps;
 mod store;

@@ -29,6 +29,9 @@ counters! {
     RingFull = "ring_full",
     /// The ring buffer had no room for a process event.
     RingFullProcess = "process_event_ring_full",
+    /// The ring buffer was too full for the stack of a sample whose tables were still being made; the
+    /// sample itself was kept, with what the frame pointer gave.
+    SnapshotSkipped = "stack_snapshot_skipped",
     /// A scratch slot was missing: more CPUs than the maps were made for.
     NoScratch = "no_scratch",
     /// The kernel refused to walk its own stack.

@@ -11,9 +11,9 @@ const _: () = assert!(FRAME_SLOTS.is_power_of_two());
 /// User frames of one sample.
 pub const MAX_USER_FRAMES: usize = FRAME_SLOTS - MAX_KERNEL_FRAMES;
 
-/// Frames unwound by one call of the BPF global function: each call is verified once, and few
-/// calls cost less than many.
-pub const FRAMES_PER_CALL: usize = 8;
+/// Frames unwound by one call of the BPF global function. Few calls cost less than many, but what one
+/// does is verified along every path: eight would take a quarter of a million steps.
+pub const FRAMES_PER_CALL: usize = 4;
 
 /// Calls needed for a stack of full depth.
 pub const UNWIND_CALLS: usize = MAX_USER_FRAMES / FRAMES_PER_CALL;
@@ -24,6 +24,17 @@ const _: () = assert!(UNWIND_CALLS * FRAMES_PER_CALL == MAX_USER_FRAMES);
 pub const WINDOW_WORDS: usize = 128;
 const _: () = assert!(WINDOW_WORDS.is_power_of_two());
 
+/// Words of a stack that are copied at once into a snapshot. Pieces are aligned to their size, so that
+/// none crosses the end of a page.
+pub const SNAPSHOT_PIECE_WORDS: usize = 128;
+
+/// Pieces of a snapshot at most: 64 KiB of stack. An interpreter that loads its library uses half of it.
+pub const SNAPSHOT_PIECES: usize = 64;
+
+/// Words of a snapshot.
+pub const SNAPSHOT_WORDS: usize = SNAPSHOT_PIECES * SNAPSHOT_PIECE_WORDS;
+const _: () = assert!(SNAPSHOT_PIECES.is_power_of_two() && SNAPSHOT_PIECE_WORDS.is_power_of_two());
+
 /// Length of a thread name with its terminating zero (`TASK_COMM_LEN`).
 pub const COMM_BYTES: usize = 16;
 
@@ -31,6 +42,10 @@ pub const COMM_BYTES: usize = 16;
 /// agent scales it with the number of CPUs and the rate, and never sleeps that long.
 pub const RING_BYTES: u32 = 4 << 20;
 const _: () = assert!(RING_BYTES.is_power_of_two());
+
+/// Kinds of programs that walk user stacks. A program of one kind can interrupt one of another on the
+/// same CPU, so each kind has working memory of its own there.
+pub const WALKERS: u32 = 1;
 
 /// Processes that can be followed at once by pid.
 pub const MAX_TARGETS: u32 = 16384;

@@ -3,7 +3,7 @@
 //! Every record starts with a [`RecordHeader`], which knows the record's kind and its whole
 //! length. A [`SampleHeader`] is followed by `kernel_frames + user_frames` addresses of 8 bytes.
 
-use crate::limits::{COMM_BYTES, FRAME_SLOTS};
+use crate::limits::{COMM_BYTES, FRAME_SLOTS, SNAPSHOT_WORDS};
 
 /// Set in a user address that is not a return address but the very instruction that was
 /// interrupted, by a signal: it must not be moved back into a call. No user address has this bit.
@@ -21,6 +21,9 @@ pub enum RecordKind {
     Exit = 3,
     /// The kernel lets go of a thread that ended: its CPU time is final. [`ProcessEvent`].
     Free = 4,
+    /// The stack of a sample whose tables were still being made; the sample itself follows, with the
+    /// same CPU and time: [`SnapshotHeader`] and words.
+    Snapshot = 5,
 }
 
 impl TryFrom<u32> for RecordKind {
@@ -31,6 +34,7 @@ impl TryFrom<u32> for RecordKind {
             2 => Ok(Self::Exec),
             3 => Ok(Self::Exit),
             4 => Ok(Self::Free),
+            5 => Ok(Self::Snapshot),
             other => Err(other),
         }
     }
@@ -119,6 +123,39 @@ pub struct SampleRecord {
     pub frames: [u64; FRAME_SLOTS],
 }
 const _: () = assert!(size_of::<SampleRecord>() == 56 + FRAME_SLOTS * 8);
+
+/// The top of a user stack and the registers that lead into it, to unwind it later. The words of the
+/// stack follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SnapshotHeader {
+    /// Kind, length and time.
+    pub header: RecordHeader,
+    /// CPU number.
+    pub cpu: u32,
+    /// How many words follow.
+    pub words: u32,
+    /// Address of the first word.
+    pub start: u64,
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer.
+    pub fp: u64,
+}
+const _: () = assert!(size_of::<SnapshotHeader>() == 56);
+
+/// A snapshot at its largest, as it is built before it is sent.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SnapshotRecord {
+    /// The fixed part.
+    pub snapshot: SnapshotHeader,
+    /// The words; only the used ones are sent.
+    pub words: [u64; SNAPSHOT_WORDS],
+}
+const _: () = assert!(size_of::<SnapshotRecord>() == 56 + SNAPSHOT_WORDS * 8);
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

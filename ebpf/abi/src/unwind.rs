@@ -9,7 +9,7 @@
 //!   the page's start, and one more for the end. The row for an address is the last one at or below
 //!   it in its page, or else the row before the page's first. So the first row of a binary is for
 //!   everything before its first function.
-//! - **Mappings** of a process: [`Mapping`]s by address.
+//! - **Mappings** of a process: [`Mapping`]s by address, those without a table too.
 //!
 //! A rule that does not fit in 24 bits is the index of a [`WideRule`] in a table of its own.
 
@@ -104,6 +104,13 @@ impl Rule {
         self.0 >> 22 & 3
     }
 
+    /// Whether the CFA is above the stack pointer or the frame pointer: the rules of nearly all code.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(self) -> bool {
+        self.kind() <= Self::FROM_FP
+    }
+
     /// Bytes of the CFA above its register.
     #[inline(always)]
     #[must_use]
@@ -181,8 +188,9 @@ const _: () = assert!(size_of::<WideRule>() == 24);
 /// Words of a [`Mapping`].
 pub const MAPPING_WORDS: u32 = 8;
 
-/// A part of an executable mapping that has a table, as eight words: 64-bit fields low word first.
-/// What is in none of them is unwound by the frame pointer.
+/// A part of an executable mapping, as eight words: 64-bit fields low word first. Parts without a table
+/// are unwound by the frame pointer. Code in no part has a table that is still being made, or was mapped
+/// a moment ago.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Mapping {
@@ -194,7 +202,7 @@ pub struct Mapping {
     pub pages_start: u64,
     /// Index of the first word of the page index.
     pub pages: u32,
-    /// How many pages there are; one word more belongs to the index.
+    /// How many pages there are; one word more belongs to the index. 0 for a part without a table.
     pub page_count: u32,
 }
 

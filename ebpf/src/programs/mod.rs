@@ -5,3 +5,4 @@ mod process;
 mod registers;
 mod sample;
 mod target;
+pub mod user_stack;

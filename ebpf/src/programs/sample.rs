@@ -3,22 +3,22 @@
 use aya_ebpf::{EbpfContext, macros::perf_event, programs::PerfEventContext};
 use hotspan_abi::{
     counters::Counter,
-    limits::{FRAME_SLOTS, FRAMES_PER_CALL, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, UNWIND_CALLS},
-    records::{EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, StopReason},
-    unwind::Rule,
+    limits::{FRAME_SLOTS, MAX_KERNEL_FRAMES},
+    records::{RecordHeader, RecordKind, SampleHeader, StopReason},
 };
-use hotspan_ebpf::unwind::Step;
+use hotspan_ebpf::unwind::Registers;
 
 use super::{
     registers::{interrupted, is_kernel, saved},
     target::is_target,
+    user_stack::{self, Slot},
 };
 use crate::{
     kernel_calls::{
-        MapTables, UserMemory, count, cpu, current_comm, current_pid_tid, current_task,
-        kernel_stack, now_mono_ns, read_kernel, send,
+        count, cpu, current_comm, current_pid_tid, current_task, kernel_stack, now_mono_ns,
+        read_kernel, send,
     },
-    maps::{KERNEL_STACKS, PROCESSES, SCRATCH, Scratch, offset_of},
+    maps::{KERNEL_STACKS, Scratch, offset_of},
 };
 
 #[perf_event]
@@ -28,8 +28,8 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         return 0;
     }
     count(Counter::SamplesTaken);
-    let cpu = cpu();
-    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
+    let slot = Slot::sampler();
+    let Some(scratch) = slot.scratch() else {
         count(Counter::NoScratch);
         return 0;
     };
@@ -41,49 +41,44 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
         },
         pid,
         tid,
-        cpu,
+        cpu: cpu(),
         ..SampleHeader::default()
     };
-    // SAFETY: the slot is this CPU's, and no other sample can interrupt this one.
+    // SAFETY: the slot is ours.
     unsafe { (*scratch).record.sample = sample };
-    // SAFETY: the field is 16 bytes of this CPU's slot.
+    // SAFETY: the field is 16 bytes of our slot.
     unsafe { current_comm(&raw mut (*scratch).record.sample.comm) };
-    // SAFETY: the slot is this CPU's, and the reference ends with the call.
-    let stop = match unsafe { start(&ctx, &mut *scratch, pid) } {
-        None => walk_user(cpu),
-        Some(stop) => stop,
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    let stop = match unsafe { user_registers(&ctx, &mut *scratch) } {
+        Ok(registers) => user_stack::walk(slot, registers, pid),
+        Err(stop) => stop,
     };
-    // SAFETY: the slot is this CPU's, and the reference ends with the call.
+    // SAFETY: the slot is ours, and the reference ends with the call.
     unsafe { submit(&mut *scratch, stop) };
     0
 }
 
-/// Fills in the kernel's part of the stack, and puts the unwinder at the first user frame; or tells
-/// why there is none.
+/// Fills in the kernel's part of the stack; returns the registers of the first user frame, or why there
+/// is none.
 #[inline(always)]
-fn start(ctx: &PerfEventContext, scratch: &mut Scratch, pid: u32) -> Option<StopReason> {
-    let mut registers = interrupted(ctx);
-    if is_kernel(registers.ip) {
-        if KERNEL_STACKS.load() != 0 {
-            walk_kernel(ctx, scratch);
-        }
-        // A kernel thread has no memory of its own, nor has a process on its way out.
-        match read_kernel::<u64>(current_task() + offset_of!(task_mm)) {
-            None | Some(0) => return Some(StopReason::NoUserStack),
-            Some(_) => {}
-        }
-        match saved() {
-            None => return Some(StopReason::NoRegisters),
-            Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => {
-                return Some(StopReason::NoUserStack);
-            }
-            Some(saved) => registers = saved,
-        }
+fn user_registers(ctx: &PerfEventContext, scratch: &mut Scratch) -> Result<Registers, StopReason> {
+    let registers = interrupted(ctx);
+    if !is_kernel(registers.ip) {
+        return Ok(registers);
     }
-    // SAFETY: a value that is changed meanwhile is read before or after the change.
-    let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
-    scratch.unwinder.start(registers, process);
-    None
+    if KERNEL_STACKS.load() != 0 {
+        walk_kernel(ctx, scratch);
+    }
+    // A kernel thread has no memory of its own, nor has a process on its way out.
+    match read_kernel::<u64>(current_task() + offset_of!(task_mm)) {
+        None | Some(0) => return Err(StopReason::NoUserStack),
+        Some(_) => {}
+    }
+    match saved() {
+        None => Err(StopReason::NoRegisters),
+        Some(saved) if saved.ip == 0 || is_kernel(saved.ip) => Err(StopReason::NoUserStack),
+        Some(saved) => Ok(saved),
+    }
 }
 
 #[inline(always)]
@@ -102,88 +97,6 @@ fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
     } else {
         scratch.record.sample.kernel_frames = (bytes as u32 >> 3).min(MAX_KERNEL_FRAMES as u32);
     }
-}
-
-#[inline(always)]
-fn walk_user(cpu: u32) -> StopReason {
-    for _ in 0..UNWIND_CALLS {
-        match unwind_frames(cpu) {
-            CONTINUE => {}
-            reason => return StopReason::try_from(reason).unwrap_or(StopReason::NoUnwindTable),
-        }
-    }
-    StopReason::Truncated
-}
-
-/// Not a [`StopReason`]: there may be more frames.
-const CONTINUE: u32 = u32::MAX;
-
-/// Unwinds up to [`FRAMES_PER_CALL`] frames. A BPF global function, which the verifier checks once
-/// and on its own: only numbers cross it, so it finds the state by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn unwind_frames(cpu: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
-        return StopReason::NoRegisters as u32;
-    };
-    for _ in 0..FRAMES_PER_CALL {
-        // SAFETY: the slot is this CPU's, and the reference ends with the call.
-        if !unsafe { push_frame(&mut *scratch) } {
-            return StopReason::Truncated as u32;
-        }
-        let rule = Rule(find_rule(cpu));
-        // SAFETY: the slot is this CPU's, and the reference ends with the call.
-        let step = unsafe { (*scratch).unwinder.step(rule, &mut UserMemory, &MapTables) };
-        if let Step::Stop(reason) = step {
-            return reason as u32;
-        }
-    }
-    CONTINUE
-}
-
-/// Adds the frame that the unwinder is at to the sample; false when it is full.
-#[inline(always)]
-fn push_frame(scratch: &mut Scratch) -> bool {
-    let sample = &mut scratch.record.sample;
-    if sample.user_frames >= MAX_USER_FRAMES as u32 {
-        return false;
-    }
-    let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
-    // The leaf is exact anyway; of the others, those where a signal hit.
-    let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
-    let mark = if is_exact { EXACT_ADDRESS } else { 0 };
-    scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
-    sample.user_frames += 1;
-    true
-}
-
-/// The rule for the frame that the unwinder is at, in a global function of its own: the search
-/// inside the loop above would be more than the verifier bears.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_rule(cpu: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
-        return Rule::NONE.0;
-    };
-    // SAFETY: the slot is this CPU's, and the reference ends with the call.
-    let is_in_mapping = unsafe { (*scratch).unwinder.is_in_mapping() };
-    // Code in no mapping that is known may still keep the frame pointer.
-    if !is_in_mapping && find_mapping(cpu) == 0 {
-        return Rule::FRAME_POINTER.0;
-    }
-    // SAFETY: the slot is this CPU's, and the reference ends with the call.
-    unsafe { (*scratch).unwinder.find_rule(&MapTables) }.0
-}
-
-/// Finds the mapping of the frame that the unwinder is at; 0 when it is in none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_mapping(cpu: u32) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
-        return 0;
-    };
-    // SAFETY: the slot is this CPU's, and the reference ends with the call.
-    u32::from(unsafe { (*scratch).unwinder.find_mapping(&MapTables) })
 }
 
 #[inline(always)]

@@ -47,6 +47,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap",                &["cli"]),
     ("flate2",              &["unwind", "export"]),
     ("hotspan_abi",         &["model", "capture", "decode", "unwind", "symbolize", "aggregate", "pipeline"]),
+    ("hotspan_ebpf",        &["capture", "unwind"]),
     ("hotspan_proto",       &["export"]),
     ("hyper",               &["export"]),
     ("hyper_rustls",        &["export"]),

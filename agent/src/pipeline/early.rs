@@ -1,0 +1,121 @@
+//! Samples that came before the tables for their stacks.
+//!
+//! In: a sample, the copy of its stack that the kernel side sent along, and where the process had its
+//! mappings then. Out, once the tables are there: the sample with the stack it really had.
+
+use std::collections::VecDeque;
+
+use hotspan_abi::records::{SampleHeader, StopReason};
+use rustc_hash::FxHashMap;
+
+use super::tables::TableLoader;
+use crate::{
+    capture::TableMaps,
+    decode::record::{Sample, Snapshot},
+    model::ProcessId,
+    process::{Binaries, Mappings},
+    unwind::replay::{self, StackCopy},
+};
+
+/// Samples that wait at most: 16 MiB of stacks, when they are as deep as can be.
+const MAX_WAITING: usize = 256;
+
+/// A sample waits this long at most. The tables of the largest binaries take about as long.
+const PATIENCE_NS: u64 = 3_000_000_000;
+
+/// A sample that waits, or has waited, for tables.
+pub struct EarlySample {
+    /// The fixed part.
+    pub header: SampleHeader,
+    /// The life of the process that it is of.
+    pub process: ProcessId,
+    /// Kernel addresses, leaf first.
+    pub kernel: Vec<u64>,
+    /// User addresses, leaf first: at first what the kernel side found.
+    pub user: Vec<u64>,
+    /// Why the user part ends.
+    pub stop: StopReason,
+    /// The mappings of the process when the sample was taken.
+    pub mappings: Mappings,
+    stack: StackCopy,
+}
+
+/// All that wait, the oldest first.
+#[derive(Default)]
+pub struct EarlySamples {
+    /// The stack that was copied last, and when, by CPU.
+    stacks: FxHashMap<u32, (u64, StackCopy)>,
+    waiting: VecDeque<EarlySample>,
+}
+
+impl EarlySamples {
+    /// Takes in the copy of a stack; its sample is the next one of the same CPU.
+    pub fn add_stack(&mut self, snapshot: &Snapshot<'_>) {
+        let header = &snapshot.header;
+        let stack = StackCopy::new(header, snapshot.words().collect());
+        let time_mono_ns = header.header.time_mono_ns;
+        self.stacks.insert(header.cpu, (time_mono_ns, stack));
+    }
+
+    /// The copy of the stack of a sample, if one was sent along.
+    pub fn take_stack(&mut self, sample: &Sample<'_>) -> Option<StackCopy> {
+        if self.stacks.is_empty() {
+            return None;
+        }
+        let (time_mono_ns, stack) = self.stacks.remove(&sample.header.cpu)?;
+        (time_mono_ns == sample.header.header.time_mono_ns).then_some(stack)
+    }
+
+    /// Lets a sample wait for tables.
+    pub fn push(
+        &mut self,
+        sample: &Sample<'_>,
+        process: ProcessId,
+        mappings: Mappings,
+        stack: StackCopy,
+    ) {
+        self.waiting.push_back(EarlySample {
+            header: sample.header,
+            process,
+            kernel: sample.kernel_frames().collect(),
+            user: sample.user_frames().collect(),
+            stop: sample.stop,
+            mappings,
+            stack,
+        });
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Takes out the samples that need not wait any longer at `now_mono_ns`, with the best stack there is.
+    pub fn take_ready(
+        &mut self,
+        tables: &mut TableLoader,
+        binaries: &Binaries,
+        maps: &TableMaps,
+        now_mono_ns: u64,
+    ) -> Vec<EarlySample> {
+        let mut ready = Vec::new();
+        let excess = self.waiting.len().saturating_sub(MAX_WAITING);
+        for (position, mut sample) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+            let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
+            let known = tables.parts(sample.mappings.as_slice(), binaries, now_mono_ns);
+            if !known.is_complete && position >= excess && age_ns < PATIENCE_NS {
+                self.waiting.push_back(sample);
+                continue;
+            }
+            let stack = std::mem::take(&mut sample.stack);
+            let (user, stop) = replay::unwind(stack, &known.parts, maps);
+            // The copy may have been too short for what the kernel side could read.
+            if stop == StopReason::Root || user.len() >= sample.user.len() {
+                (sample.user, sample.stop) = (user, stop);
+            }
+            ready.push(sample);
+        }
+        ready
+    }
+}

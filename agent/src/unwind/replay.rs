@@ -1,0 +1,191 @@
+//! Unwinds a stack that was copied while the tables for it were still being made.
+//!
+//! In: registers and the top of a stack, the tables, and where the process had its mappings. Out: the same
+//! frames that the kernel side would have found, because it is the same code.
+
+use hotspan_abi::{
+    limits::{MAX_USER_FRAMES, WINDOW_WORDS},
+    records::{EXACT_ADDRESS, SnapshotHeader, StopReason},
+    unwind::{MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
+};
+use hotspan_ebpf::unwind::{ReadMemory, Registers, Step, Tables, Unwinder};
+
+/// The top of a user stack and the registers that lead into it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StackCopy {
+    /// The registers of the first frame.
+    pub registers: Registers,
+    /// Address of the first word.
+    pub start: u64,
+    /// The words.
+    pub words: Vec<u64>,
+}
+
+/// The frames of `stack`, leaf first and marked as in a sample, and why they end. `mappings` are those of
+/// the process, by ascending address.
+pub fn unwind(
+    mut stack: StackCopy,
+    mappings: &[Mapping],
+    tables: &impl Tables,
+) -> (Vec<u64>, StopReason) {
+    let count = mappings.len() as u32;
+    let tables = WithMappings {
+        tables,
+        words: mappings.iter().flat_map(|m| m.to_words()).collect(),
+    };
+    let mut unwinder = Unwinder::EMPTY;
+    let process = ProcessTable {
+        mappings: MAPPINGS_AT,
+        count,
+    };
+    unwinder.start(stack.registers, process);
+    let mut frames = Vec::new();
+    while frames.len() < MAX_USER_FRAMES {
+        let is_marked = !frames.is_empty() && unwinder.is_exact != 0;
+        let mark = if is_marked { EXACT_ADDRESS } else { 0 };
+        frames.push(unwinder.registers.ip | mark);
+        let rule = if unwinder.is_in_mapping() || unwinder.find_mapping(&tables) {
+            unwinder.find_rule(&tables)
+        } else {
+            unwinder.rule_elsewhere()
+        };
+        if let Step::Stop(reason) = unwinder.step(rule, &mut stack, &tables) {
+            return (frames, reason);
+        }
+    }
+    (frames, StopReason::Truncated)
+}
+
+impl ReadMemory for StackCopy {
+    fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
+        let there = self
+            .index(addr)
+            .and_then(|at| self.words.get(at..)?.first_chunk());
+        there.map(|there| *words = *there).is_some()
+    }
+
+    fn read_word(&mut self, addr: u64) -> Option<u64> {
+        self.words.get(self.index(addr)?).copied()
+    }
+}
+
+impl StackCopy {
+    /// What the kernel side sent.
+    #[must_use]
+    pub fn new(header: &SnapshotHeader, words: Vec<u64>) -> Self {
+        Self {
+            registers: Registers {
+                ip: header.ip,
+                sp: header.sp,
+                fp: header.fp,
+            },
+            start: header.start,
+            words,
+        }
+    }
+
+    fn index(&self, addr: u64) -> Option<usize> {
+        let into = addr.checked_sub(self.start)?;
+        (into % 8 == 0).then_some((into / 8) as usize)
+    }
+}
+
+/// The tables, and behind them the mappings of one process.
+struct WithMappings<'a, T> {
+    tables: &'a T,
+    words: Vec<u32>,
+}
+
+/// First index behind the space of tables.
+const MAPPINGS_AT: u32 = (MAX_SEGMENTS * SEGMENT_WORDS) as u32;
+
+impl<T: Tables> Tables for WithMappings<'_, T> {
+    fn word(&self, index: u32) -> u32 {
+        match index.checked_sub(MAPPINGS_AT) {
+            Some(index) => self.words.get(index as usize).copied().unwrap_or(0),
+            None => self.tables.word(index),
+        }
+    }
+
+    fn wide(&self, index: u32) -> Option<WideRule> {
+        self.tables.wide(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hotspan_abi::unwind::{Rule, row};
+
+    use super::*;
+
+    /// The words of a space of tables.
+    struct Space(Vec<u32>);
+
+    impl Tables for Space {
+        fn word(&self, index: u32) -> u32 {
+            self.0.get(index as usize).copied().unwrap_or(0)
+        }
+        fn wide(&self, _: u32) -> Option<WideRule> {
+            None
+        }
+    }
+
+    const TEXT: u64 = 0x40_0000;
+    const STACK: u64 = 0x7fff_0000_0000;
+
+    /// One page of code: a function with a frame of 16 bytes, and from 0x80 on the thread's first.
+    fn space() -> (Space, Mapping) {
+        let inner = Rule::from_register(Rule::FROM_SP, 16, 0).unwrap();
+        let words = vec![2, 4, row(0, inner), row(0x80, Rule::ROOT)];
+        let mapping = Mapping {
+            start: TEXT,
+            end: TEXT + 0x100,
+            pages_start: TEXT,
+            pages: 0,
+            page_count: 1,
+        };
+        (Space(words), mapping)
+    }
+
+    fn stack(words: Vec<u64>) -> StackCopy {
+        let registers = Registers {
+            ip: TEXT + 4,
+            sp: STACK + 8,
+            fp: 0,
+        };
+        StackCopy {
+            registers,
+            start: STACK,
+            words,
+        }
+    }
+
+    #[test]
+    fn copied_stack_is_unwound_to_its_root() {
+        let (space, mapping) = space();
+        let (frames, stop) = unwind(
+            stack(vec![0, 0, TEXT + 0x10, 0, TEXT + 0x90]),
+            &[mapping],
+            &space,
+        );
+        assert_eq!(frames, [TEXT + 4, TEXT + 0x10, TEXT + 0x90]);
+        assert_eq!(stop, StopReason::Root);
+    }
+
+    #[test]
+    fn end_of_the_copy_ends_the_stack() {
+        let (space, mapping) = space();
+        let (frames, stop) = unwind(stack(vec![0, 0, TEXT + 0x10]), &[mapping], &space);
+        assert_eq!(frames, [TEXT + 4, TEXT + 0x10]);
+        assert_eq!(stop, StopReason::StackReadFailed);
+    }
+
+    #[test]
+    fn without_tables_the_frame_pointer_is_followed() {
+        let mut stack = stack(vec![0, STACK + 24, 0x50_0000, 0, 0x60_0000]);
+        stack.registers.fp = STACK + 8;
+        let (frames, stop) = unwind(stack, &[], &space().0);
+        assert_eq!(frames, [TEXT + 4, 0x50_0000, 0x60_0000]);
+        assert_eq!(stop, StopReason::FramePointerEnd);
+    }
+}

@@ -1,0 +1,207 @@
+//! User stacks, for every program that runs in the context of a task.
+//!
+//! What they work on lies in the [`Slot`] of the program's kind, because BPF global functions, which the
+//! verifier checks once and on their own, take only numbers.
+
+use hotspan_abi::{
+    counters::Counter,
+    limits::{
+        FRAME_SLOTS, FRAMES_PER_CALL, MAX_USER_FRAMES, SNAPSHOT_PIECE_WORDS, SNAPSHOT_PIECES,
+        UNWIND_CALLS, WALKERS,
+    },
+    records::{EXACT_ADDRESS, RecordHeader, RecordKind, SnapshotHeader, StopReason},
+    unwind::Rule,
+};
+use hotspan_ebpf::unwind::{LOST, Registers, Step};
+
+use crate::{
+    kernel_calls::{MapTables, UserMemory, count, cpu, has_room, send},
+    maps::{PROCESSES, SCRATCH, Scratch},
+};
+
+/// Working memory of a kind of program on this CPU, as an index into [`SCRATCH`].
+#[derive(Clone, Copy)]
+pub struct Slot(u32);
+
+impl Slot {
+    /// That of the sampler.
+    #[inline(always)]
+    pub fn sampler() -> Self {
+        Self(cpu() * WALKERS)
+    }
+
+    /// The memory; `None` on a CPU that appeared after the maps were made. It belongs to this CPU and
+    /// this kind of program, which does not interrupt itself: a reference to it is sound as long as no
+    /// other is used meanwhile, by a function that gets the slot and not the reference.
+    #[inline(always)]
+    pub fn scratch(self) -> Option<*mut Scratch> {
+        SCRATCH.get_ptr_mut(self.0)
+    }
+}
+
+/// Adds the user frames to the sample of the slot, from the one with these registers on. A stack that led to
+/// code whose table is not there yet is sent along.
+#[inline(always)]
+pub fn walk(slot: Slot, registers: Registers, pid: u32) -> StopReason {
+    let Some(scratch) = slot.scratch() else {
+        return StopReason::NoRegisters;
+    };
+    // SAFETY: a value that is changed meanwhile is read before or after the change.
+    let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    unsafe { (*scratch).unwinder.start(registers, process) };
+    let stop = walk_frames(slot);
+    // SAFETY: the slot is ours.
+    if unsafe { (*scratch).unwinder.doubt } == LOST {
+        // SAFETY: the slot is ours, and the reference ends with the call.
+        unsafe { send_snapshot(&mut *scratch, registers) };
+    }
+    stop
+}
+
+#[inline(always)]
+fn walk_frames(Slot(slot): Slot) -> StopReason {
+    for _ in 0..UNWIND_CALLS {
+        match unwind_frames(slot) {
+            CONTINUE => {}
+            reason => return StopReason::try_from(reason).unwrap_or(StopReason::NoUnwindTable),
+        }
+    }
+    StopReason::Truncated
+}
+
+/// Not a [`StopReason`]: there may be more frames.
+const CONTINUE: u32 = u32::MAX;
+
+/// Unwinds up to [`FRAMES_PER_CALL`] frames. What is rare is in functions of its own, so that the verifier
+/// has less to follow here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn unwind_frames(slot: u32) -> u32 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return StopReason::NoRegisters as u32;
+    };
+    for _ in 0..FRAMES_PER_CALL {
+        // SAFETY: the slot is ours, and the reference ends with the call.
+        if !unsafe { push_frame(&mut *scratch) } {
+            return StopReason::Truncated as u32;
+        }
+        // SAFETY: as above.
+        let is_in_mapping = unsafe { (*scratch).unwinder.is_in_mapping() };
+        let rule = if is_in_mapping || find_mapping(slot) != 0 {
+            // SAFETY: as above.
+            unsafe { (*scratch).unwinder.find_rule(&MapTables) }
+        } else {
+            // SAFETY: as above.
+            unsafe { (*scratch).unwinder.rule_elsewhere() }
+        };
+        if rule.is_plain() {
+            // SAFETY: as above.
+            let step = unsafe { (*scratch).unwinder.step_plain(rule, &mut UserMemory) };
+            if let Step::Stop(reason) = step {
+                return reason as u32;
+            }
+        } else {
+            let reason = step_other(slot, rule.0);
+            if reason != CONTINUE {
+                return reason;
+            }
+        }
+    }
+    CONTINUE
+}
+
+/// Adds the frame that the unwinder is at to the sample; false when it is full.
+#[inline(always)]
+fn push_frame(scratch: &mut Scratch) -> bool {
+    let sample = &mut scratch.record.sample;
+    if sample.user_frames >= MAX_USER_FRAMES as u32 {
+        return false;
+    }
+    let slot = (sample.kernel_frames + sample.user_frames) as usize & (FRAME_SLOTS - 1);
+    // The leaf is exact anyway; of the others, those where a signal hit.
+    let is_exact = sample.user_frames != 0 && scratch.unwinder.is_exact != 0;
+    let mark = if is_exact { EXACT_ADDRESS } else { 0 };
+    scratch.record.frames[slot] = scratch.unwinder.registers.ip | mark;
+    sample.user_frames += 1;
+    true
+}
+
+/// Finds the mapping of the frame that the unwinder is at; 0 when it is in none that is known.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_mapping(slot: u32) -> u32 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return 0;
+    };
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    u32::from(unsafe { (*scratch).unwinder.find_mapping(&MapTables) })
+}
+
+/// Goes to the caller by a rule that is not plain: [`CONTINUE`], or why it does not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn step_other(slot: u32, rule: u32) -> u32 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return StopReason::NoRegisters as u32;
+    };
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    let step = unsafe {
+        (*scratch)
+            .unwinder
+            .step_other(Rule(rule), &mut UserMemory, &MapTables)
+    };
+    match step {
+        Step::Caller => CONTINUE,
+        Step::Stop(reason) => reason as u32,
+    }
+}
+
+/// Sends the stack that the sample was taken on.
+#[inline(always)]
+fn send_snapshot(scratch: &mut Scratch, registers: Registers) {
+    if !has_room() {
+        return count(Counter::SnapshotSkipped);
+    }
+    let sample = &scratch.record.sample;
+    let (time_mono_ns, cpu) = (sample.header.time_mono_ns, sample.cpu);
+    const PIECE_BYTES: u64 = (SNAPSHOT_PIECE_WORDS * 8) as u64;
+    let start = registers.sp & !(PIECE_BYTES - 1);
+    let mut pieces = 0;
+    for piece in 0..SNAPSHOT_PIECES {
+        let at = piece * SNAPSHOT_PIECE_WORDS;
+        let Some(words) = scratch
+            .snapshot
+            .words
+            .get_mut(at..at + SNAPSHOT_PIECE_WORDS)
+        else {
+            break;
+        };
+        let Ok(words) = <&mut [u64; SNAPSHOT_PIECE_WORDS]>::try_from(words) else {
+            break;
+        };
+        if !UserMemory::read(start + piece as u64 * PIECE_BYTES, words) {
+            break;
+        }
+        pieces += 1;
+    }
+    let words = (pieces & (2 * SNAPSHOT_PIECES as u32 - 1)) * SNAPSHOT_PIECE_WORDS as u32;
+    let bytes = size_of::<SnapshotHeader>() as u32 + words * 8;
+    scratch.snapshot.snapshot = SnapshotHeader {
+        header: RecordHeader {
+            kind: RecordKind::Snapshot as u32,
+            total_bytes: bytes,
+            time_mono_ns,
+        },
+        cpu,
+        words,
+        start,
+        ip: registers.ip,
+        sp: registers.sp,
+        fp: registers.fp,
+    };
+    // SAFETY: the record is larger than `bytes`.
+    if !unsafe { send((&raw const scratch.snapshot).cast(), u64::from(bytes)) } {
+        count(Counter::SnapshotSkipped);
+    }
+}
