@@ -7,15 +7,15 @@ use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use object::{
     Endianness,
-    elf::{FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, PT_NOTE},
+    elf::{FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, PT_NOTE, ProgramHeader64},
     read::elf::{FileHeader, NoteIterator, ProgramHeader},
 };
 use sha2::{Digest, Sha256};
 
 use crate::model::Segment;
 
-/// Program headers are at the start of all but strange files, and are not longer than this.
-const HEAD_BYTES: usize = 64 << 10;
+/// A file with more program headers is cut off here; linkers make a dozen.
+const MAX_PROGRAM_HEADERS: usize = 1024;
 /// Notes longer than this are not read.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 /// Build ids longer than this are no build ids.
@@ -40,13 +40,19 @@ impl ElfFacts {
     /// Reads the facts; `None` when this is no 64-bit ELF file.
     #[must_use]
     pub fn read(file: &File) -> Option<Self> {
-        let mut head = vec![0; HEAD_BYTES];
+        let mut head = [0; size_of::<FileHeader64<Endianness>>()];
         let len = read_up_to(file, &mut head, 0).ok()?;
-        let head = &head[..len];
-        let header = FileHeader64::<Endianness>::parse(head).ok()?;
+        let header = FileHeader64::<Endianness>::parse(&head[..len]).ok()?;
         let endian = header.endian().ok()?;
         let mut facts = Self::default();
-        for program_header in header.program_headers(endian, head).ok()? {
+        // Usually they follow the header, but tools that change finished files move them.
+        let count = usize::from(header.e_phnum.get(endian)).min(MAX_PROGRAM_HEADERS);
+        let mut bytes = vec![0; count * size_of::<ProgramHeader64<Endianness>>()];
+        let len = read_up_to(file, &mut bytes, header.e_phoff.get(endian)).ok()?;
+        let there = len / size_of::<ProgramHeader64<Endianness>>();
+        let (program_headers, _) =
+            object::pod::slice_from_bytes::<ProgramHeader64<Endianness>>(&bytes, there).ok()?;
+        for program_header in program_headers {
             match program_header.p_type(endian) {
                 PT_LOAD if program_header.p_flags(endian) & PF_X != 0 => {
                     let start = program_header.p_vaddr(endian);
@@ -74,7 +80,7 @@ impl ElfFacts {
         &mut self,
         file: &File,
         endian: Endianness,
-        header: &object::elf::ProgramHeader64<Endianness>,
+        header: &ProgramHeader64<Endianness>,
     ) {
         let len = header.p_filesz(endian).min(MAX_NOTE_BYTES) as usize;
         let mut bytes = vec![0; len];
@@ -221,6 +227,21 @@ mod tests {
             Some(segment.start + 5)
         );
         assert_eq!(facts.addr_of_offset(u64::MAX), None);
+    }
+
+    #[test]
+    fn program_headers_may_lie_at_the_end() {
+        let mut bytes = std::fs::read("/proc/self/exe").unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let at_start = ElfFacts::read(&File::open("/proc/self/exe").unwrap()).unwrap();
+        let headers = bytes[64..64 + usize::from(bytes[56]) * 56].to_vec();
+        bytes[64..64 + headers.len()].fill(0xff);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let end = bytes.len() as u64;
+        bytes[32..40].copy_from_slice(&end.to_le_bytes());
+        bytes.extend(headers);
+        file.write_all(&bytes).unwrap();
+        assert_eq!(ElfFacts::read(&file).unwrap(), at_start);
     }
 
     #[test]
