@@ -1,7 +1,7 @@
 //! The only file that knows every stage: it moves data from one to the next.
 //!
-//! In: what to capture and for how long. Out: a finished [`Profile`]. Everything runs on one
-//! thread: the kernel buffers samples, and a tick every fifty milliseconds carries them on.
+//! In: what to capture and for how long. Out: a finished [`Profile`]. Everything but the making of tables
+//! runs on one thread: the kernel buffers samples, and a tick ten times a second carries them on.
 
 mod early;
 mod tables;
@@ -46,9 +46,8 @@ use crate::{
     },
 };
 
-/// How often what the kernel has buffered is read. Short, so that a process which ends soon is
-/// still there when its files are opened.
-const TICK: Duration = Duration::from_millis(50);
+/// How often what the kernel has buffered is read.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Unwind tables take this much memory at most, unless more is asked for.
 pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
@@ -61,13 +60,15 @@ const TABLE_PATIENCE: Duration = Duration::from_millis(100);
 const SETTLE_PATIENCE: Duration = Duration::from_millis(60);
 
 /// The end of a recording waits this long for the tables of its last samples.
-const EARLY_PATIENCE: Duration = Duration::from_millis(500);
+const EARLY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A process that ended may still be sampled this long, and its CPU time be told.
 const AFTERLIFE_NS: u64 = 300_000_000;
 
-/// News of processes are read this long after the first of them.
-const COALESCE: Duration = Duration::from_millis(1);
+/// News of processes are read this long after the first of them: soon enough to open the files of one
+/// that ends soon, and late enough not to wake up for each of the files that it maps. Samples do not
+/// depend on it: they bring their stack along.
+const COALESCE: Duration = Duration::from_millis(10);
 
 /// What to record.
 pub struct Plan {
