@@ -396,6 +396,18 @@ impl Recording {
         self.keep(header, process);
     }
 
+    /// Waits a while for the tables of the last samples, and keeps all that are left.
+    fn settle_early(&mut self) -> Result<()> {
+        let until = Instant::now() + EARLY_PATIENCE;
+        self.update_tables()?;
+        while !self.early.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            self.update_tables()?;
+        }
+        self.keep_early(u64::MAX);
+        Ok(())
+    }
+
     /// Keeps the samples that wait for tables no longer.
     fn keep_early(&mut self, now_mono_ns: u64) {
         if self.early.is_empty() {
@@ -457,17 +469,11 @@ impl Recording {
             std::thread::sleep(Duration::from_millis(5));
             self.read();
         }
-        let until = Instant::now() + EARLY_PATIENCE;
-        self.update_tables()?;
-        while !self.early.is_empty() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-            self.update_tables()?;
-        }
-        self.keep_early(u64::MAX);
         for pid in self.table.pids().chain(self.cgroup_processes()) {
             self.account.add_started(pid, 0);
         }
         let used_ns = self.account.close();
+        self.settle_early()?;
         let context = Context {
             table: &self.table,
             binaries: &self.binaries,

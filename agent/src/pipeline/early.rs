@@ -17,8 +17,8 @@ use crate::{
     unwind::replay::{self, StackCopy},
 };
 
-/// Samples that wait at most: 16 MiB of stacks, when they are as deep as can be.
-const MAX_WAITING: usize = 256;
+/// The stacks of all samples that wait have this many words at most: 16 MiB.
+const MAX_WORDS: usize = 2 << 20;
 
 /// A sample waits this long at most. The tables of the largest binaries take about as long.
 const PATIENCE_NS: u64 = 3_000_000_000;
@@ -100,15 +100,17 @@ impl EarlySamples {
         now_mono_ns: u64,
     ) -> Vec<EarlySample> {
         let mut ready = Vec::new();
-        let excess = self.waiting.len().saturating_sub(MAX_WAITING);
-        for (position, mut sample) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+        let words = self.waiting.iter().map(|sample| sample.stack.words.len());
+        let mut excess = words.sum::<usize>().saturating_sub(MAX_WORDS);
+        for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
             let known = tables.parts(sample.mappings.as_slice(), binaries, now_mono_ns);
-            if !known.is_complete && position >= excess && age_ns < PATIENCE_NS {
+            if !known.is_complete && excess == 0 && age_ns < PATIENCE_NS {
                 self.waiting.push_back(sample);
                 continue;
             }
             let stack = std::mem::take(&mut sample.stack);
+            excess = excess.saturating_sub(stack.words.len());
             let (user, stop) = replay::unwind(stack, &known.parts, maps);
             // The copy may have been too short for what the kernel side could read.
             if stop == StopReason::Root || user.len() >= sample.user.len() {
