@@ -10,6 +10,7 @@ use hotspan_abi::{
     unwind::{SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
+    arch::Native,
     unwind::{ReadMemory, Tables},
     verifier::opaque,
 };
@@ -153,6 +154,8 @@ impl UserMemory {
 }
 
 impl ReadMemory for UserMemory {
+    type Arch = Native;
+
     #[inline(always)]
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
         Self::read(addr, words)

@@ -9,5 +9,6 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod arch;
 pub mod unwind;
 pub mod verifier;

@@ -11,15 +11,18 @@ use hotspan_abi::{
     limits::WINDOW_WORDS,
     records::StopReason,
     unwind::{
-        BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping, PAGE_BYTES,
-        ProcessTable, ROW_SEARCH_STEPS, Rule, WideRule, row_addr, row_rule,
+        BASE_ALIGNED, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping,
+        PAGE_BYTES, ProcessTable, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, WideRule, row_addr, row_rule,
     },
 };
 
-use crate::verifier::opaque;
+use crate::{arch::Arch, verifier::opaque};
 
 /// Reads the memory of the process that is being unwound.
 pub trait ReadMemory {
+    /// The processor that the process runs on.
+    type Arch: Arch;
+
     /// Fills `words` from `addr` on; false when any of it cannot be read.
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool;
     /// Reads one word; the way out when a whole window crosses the stack's end.
@@ -49,6 +52,13 @@ pub struct Registers {
     pub sp: u64,
     /// Frame pointer.
     pub fp: u64,
+    /// The register that holds the return address of a function that has not saved it, see
+    /// [`Rule::link`]: x30 on arm64. On x86-64 rdi, where glibc's `vfork` keeps it. It belongs to an
+    /// exact `ip` alone.
+    pub link: u64,
+    /// The register of [`BASE_ALIGNED`]: rbx on x86-64, x19 on arm64. It belongs to an exact `ip`
+    /// alone.
+    pub aligned: u64,
 }
 
 /// The part of the stack that was read last.
@@ -107,6 +117,10 @@ pub struct Unwinder {
     pub is_exact: u32,
     /// How sure the frames are: [`SURE`], [`LOST`] or [`GUESSED`].
     pub doubt: u32,
+    /// 1 when the stack pointer is only known not to be above its caller's.
+    is_sp_guessed: u32,
+    /// How often a step led down.
+    descents: u32,
     /// The part of the stack that was read last.
     pub window: Window,
 }
@@ -121,6 +135,11 @@ pub const GUESSED: u32 = 2;
 /// First address that cannot be a user's on x86-64 or arm64 with 48-bit addresses.
 const USER_END: u64 = 1 << 48;
 
+/// Frames rise on a stack, so each stack ends. A signal's stack may lie above the one that it hit, and
+/// a goroutine's below that of its thread: a sample may go down so often, which bounds how many
+/// stacks it goes through.
+const MAX_DESCENTS: u32 = 4;
+
 impl Unwinder {
     /// At no frame yet.
     pub const EMPTY: Self = Self {
@@ -128,6 +147,8 @@ impl Unwinder {
             ip: 0,
             sp: 0,
             fp: 0,
+            link: 0,
+            aligned: 0,
         },
         process: ProcessTable {
             mappings: 0,
@@ -142,6 +163,8 @@ impl Unwinder {
         },
         is_exact: 0,
         doubt: SURE,
+        is_sp_guessed: 0,
+        descents: 0,
         window: Window::EMPTY,
     };
 
@@ -154,6 +177,8 @@ impl Unwinder {
         self.mapping.end = 0;
         self.is_exact = 1;
         self.doubt = SURE;
+        self.is_sp_guessed = 0;
+        self.descents = 0;
         self.window.start = 0;
     }
 
@@ -247,17 +272,25 @@ impl Unwinder {
     /// Goes to the caller by a plain rule, as nearly all are.
     #[inline(always)]
     pub fn step_plain<M: ReadMemory>(&mut self, rule: Rule, memory: &mut M) -> Step {
-        let base = if rule.kind() == Rule::FROM_SP {
-            self.registers.sp
+        let registers = &self.registers;
+        let base = if rule.kind() == Rule::FROM_FP {
+            registers.fp
+        } else if self.is_sp_guessed::<M>() {
+            // Behind a call the frame pointer is at its record: so far below the CFA.
+            match rule.fp_bytes() {
+                0 => return Step::Stop(StopReason::NoUnwindTable),
+                below => (registers.fp.wrapping_add(below)).wrapping_sub(rule.cfa_bytes()),
+            }
         } else {
-            self.registers.fp
+            registers.sp
         };
         let cfa = base.wrapping_add(rule.cfa_bytes());
         let fp_at = match rule.fp_bytes() {
             0 => 0,
             bytes => cfa.wrapping_sub(bytes),
         };
-        self.pop(cfa, fp_at, memory)
+        let ra_at = M::Arch::return_address_at(base, cfa, rule.fp_bytes());
+        self.pop(cfa, fp_at, ra_at, memory)
     }
 
     /// Goes to the caller by a rule that is not plain.
@@ -272,9 +305,14 @@ impl Unwinder {
             Rule::ROOT => Step::Stop(StopReason::Root),
             Rule::FRAME_POINTER => self.step_frame_pointer(memory),
             Rule::SIGNAL => self.step_signal(memory),
+            Rule::SWITCH => self.step_switch(memory),
             Rule::PLT => {
-                let pushed = if self.registers.ip & 15 >= 11 { 16 } else { 8 };
-                self.pop(self.registers.sp.wrapping_add(pushed), 0, memory)
+                let above = M::Arch::plt_cfa_bytes(self.registers.ip);
+                let cfa = self.registers.sp.wrapping_add(above);
+                self.pop(cfa, 0, cfa.wrapping_sub(8), memory)
+            }
+            _ if rule.is_link() => {
+                self.step_link::<M>(self.registers.sp.wrapping_add(rule.cfa_bytes()))
             }
             _ if rule.kind() == Rule::WIDE => match tables.wide(rule.wide_index()) {
                 Some(wide) => self.step_wide(&wide, memory),
@@ -285,12 +323,25 @@ impl Unwinder {
     }
 
     #[inline(always)]
+    fn is_sp_guessed<M: ReadMemory>(&self) -> bool {
+        !M::Arch::RECORD_ENDS_FRAME && self.is_sp_guessed != 0
+    }
+
+    #[inline(always)]
     fn step_wide<M: ReadMemory>(&mut self, rule: &WideRule, memory: &mut M) -> Step {
         let registers = self.registers;
-        let base = if rule.cfa_base == BASE_FP {
-            registers.fp
-        } else {
-            registers.sp
+        let base = match rule.cfa_base {
+            BASE_FP => registers.fp,
+            BASE_ALIGNED if self.is_exact == 0 => return Step::Stop(StopReason::NoUnwindTable),
+            BASE_ALIGNED => registers.aligned,
+            _ if self.is_sp_guessed::<M>() => {
+                if rule.fp_rule != FP_AT_CFA || rule.cfa_is_read != 0 {
+                    return Step::Stop(StopReason::NoUnwindTable);
+                }
+                let below = rule.fp_offset as i64 + rule.cfa_offset as i64;
+                registers.fp.wrapping_sub(below as u64)
+            }
+            _ => registers.sp,
         };
         let mut cfa = base.wrapping_add_signed(rule.cfa_offset as i64);
         if rule.cfa_is_read != 0 {
@@ -302,20 +353,33 @@ impl Unwinder {
             };
             cfa = read.wrapping_add_signed(rule.cfa_addend as i64);
         }
+        if rule.ra_rule == RA_IN_LINK {
+            return self.step_link::<M>(cfa);
+        }
         let fp_at = match rule.fp_rule {
             FP_AT_CFA => cfa.wrapping_add_signed(rule.fp_offset as i64),
             FP_AT_FP => registers.fp.wrapping_add_signed(rule.fp_offset as i64),
             _ => 0,
         };
-        self.pop(cfa, fp_at, memory)
+        let ra_at = cfa.wrapping_add_signed(rule.ra_offset as i64);
+        self.pop(cfa, fp_at, ra_at, memory)
     }
 
-    /// Makes the registers those of the caller: the return address is below the CFA, the frame
-    /// pointer at `fp_at` unless that is 0.
+    /// Makes the registers those of the caller: the return address is at `ra_at`, the frame pointer
+    /// at `fp_at` unless that is 0.
     #[inline(always)]
-    fn pop<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, memory: &mut M) -> Step {
+    fn pop<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, ra_at: u64, memory: &mut M) -> Step {
         // The stack grows down: a caller's frame lies above its callee's.
-        if cfa <= self.registers.sp || (cfa | fp_at) & 7 != 0 || cfa >= USER_END {
+        if cfa <= self.registers.sp || cfa >= USER_END {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        self.load(cfa, fp_at, ra_at, memory)
+    }
+
+    /// As [`Self::pop`], for a frame anywhere.
+    #[inline(always)]
+    fn load<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, ra_at: u64, memory: &mut M) -> Step {
+        if (cfa | fp_at | ra_at) & 7 != 0 {
             return Step::Stop(StopReason::NoUnwindTable);
         }
         // The saved frame pointer lies lower: read it first, and the window holds both.
@@ -325,10 +389,20 @@ impl Unwinder {
             };
             self.registers.fp = fp;
         }
-        let Some(return_address) = self.window.word(cfa - 8, memory) else {
+        let Some(return_address) = self.window.word(ra_at, memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
-        self.arrive(return_address, cfa)
+        self.arrive(M::Arch::without_signature(return_address), cfa)
+    }
+
+    /// Goes to the caller whose address is in the link register. The stack pointer may stay: behind
+    /// this no address is exact, so it happens once in a row.
+    #[inline(always)]
+    fn step_link<M: ReadMemory>(&mut self, cfa: u64) -> Step {
+        if self.is_exact == 0 || cfa < self.registers.sp || cfa >= USER_END || cfa & 7 != 0 {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        self.arrive(M::Arch::without_signature(self.registers.link), cfa)
     }
 
     /// Goes to the caller by the frame pointer: it points at the saved frame pointer of the caller,
@@ -339,35 +413,66 @@ impl Unwinder {
         if frame == 0 {
             return Step::Stop(StopReason::FramePointerEnd);
         }
-        // A frame below the stack pointer, or not aligned, is some other value that the compiler
-        // keeps in this register.
-        if frame < self.registers.sp || frame & 7 != 0 || frame >= USER_END {
+        // A frame below the stack pointer is some other value that the compiler keeps in this
+        // register.
+        if frame < self.registers.sp {
             return Step::Stop(StopReason::NoUnwindTable);
         }
-        match self.pop(frame + 16, frame, memory) {
+        match self.step_record(frame, memory) {
             Step::Stop(StopReason::Root) => Step::Stop(StopReason::FramePointerEnd),
             step => step,
         }
     }
 
-    /// Goes to where a signal hit: in its trampoline the stack pointer is at the `ucontext`, whose
-    /// `uc_mcontext` holds all registers (x86-64, `struct sigcontext`).
+    /// Goes to the stack that the frame pointer leads to, wherever that is.
     #[inline(always)]
-    fn step_signal<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
-        const FP: u64 = 120;
-        const SP: u64 = 160;
-        const IP: u64 = 168;
-        let context = self.registers.sp;
-        if context & 7 != 0 {
+    fn step_switch<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
+        let frame = self.registers.fp;
+        if frame == 0 || !self.may_go_to(frame) {
             return Step::Stop(StopReason::NoUnwindTable);
         }
-        let fp = self.window.word(context.wrapping_add(FP), memory);
-        let sp = self.window.word(context.wrapping_add(SP), memory);
-        let ip = self.window.word(context.wrapping_add(IP), memory);
-        let (Some(fp), Some(sp), Some(ip)) = (fp, sp, ip) else {
+        self.step_record(frame, memory)
+    }
+
+    /// Whether a step to another stack may lead to this address.
+    #[inline(always)]
+    fn may_go_to(&mut self, sp: u64) -> bool {
+        self.descents += u32::from(sp < self.registers.sp);
+        self.descents <= MAX_DESCENTS
+    }
+
+    /// Loads the frame record at an address.
+    #[inline(always)]
+    fn step_record<M: ReadMemory>(&mut self, frame: u64, memory: &mut M) -> Step {
+        if frame >= USER_END {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        let step = self.load(frame + 16, frame, frame + 8, memory);
+        self.is_sp_guessed = 1;
+        step
+    }
+
+    /// Goes to where a signal hit: its trampoline finds all registers on the stack.
+    #[inline(always)]
+    fn step_signal<M: ReadMemory>(&mut self, memory: &mut M) -> Step {
+        let frame = self.registers.sp;
+        if frame & 7 != 0 || self.is_sp_guessed::<M>() {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        let places = M::Arch::SIGNAL_FRAME;
+        let mut word = |place: u64| self.window.word(frame.wrapping_add(place), memory);
+        let (fp, link, aligned) = (word(places.fp), word(places.link), word(places.aligned));
+        let (Some(fp), Some(link), Some(aligned), Some(sp), Some(ip)) =
+            (fp, link, aligned, word(places.sp), word(places.ip))
+        else {
             return Step::Stop(StopReason::StackReadFailed);
         };
+        if !self.may_go_to(sp) {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
         self.registers.fp = fp;
+        self.registers.link = link;
+        self.registers.aligned = aligned;
         let step = self.arrive(ip, sp);
         self.is_exact = 1;
         step
@@ -384,6 +489,7 @@ impl Unwinder {
         self.registers.ip = ip;
         self.registers.sp = sp;
         self.is_exact = 0;
+        self.is_sp_guessed = 0;
         Step::Caller
     }
 }
@@ -415,404 +521,4 @@ fn find_row<T: Tables>(mapping: &Mapping, addr: u64, tables: &T) -> Rule {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::vec::Vec;
-
-    use hotspan_abi::unwind::{BASE_SP, FP_SAME, row};
-
-    use super::*;
-
-    /// Words from `base` on; everything else cannot be read.
-    struct Memory {
-        base: u64,
-        words: Vec<u64>,
-        reads: usize,
-    }
-
-    impl Memory {
-        fn copy(&mut self, addr: u64, out: &mut [u64]) -> bool {
-            self.reads += 1;
-            let Some(first) = addr
-                .checked_sub(self.base)
-                .map(|bytes| (bytes / 8) as usize)
-            else {
-                return false;
-            };
-            let Some(words) = self.words.get(first..first.saturating_add(out.len())) else {
-                return false;
-            };
-            out.copy_from_slice(words);
-            true
-        }
-    }
-
-    impl ReadMemory for Memory {
-        fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
-            self.copy(addr, words)
-        }
-        fn read_word(&mut self, addr: u64) -> Option<u64> {
-            let mut word = [0];
-            self.copy(addr, &mut word).then_some(word[0])
-        }
-    }
-
-    #[derive(Default)]
-    struct HostTables {
-        words: Vec<u32>,
-        wide: Vec<WideRule>,
-    }
-
-    impl Tables for HostTables {
-        fn word(&self, index: u32) -> u32 {
-            self.words.get(index as usize).copied().unwrap_or(0)
-        }
-        fn wide(&self, index: u32) -> Option<WideRule> {
-            self.wide.get(index as usize).copied()
-        }
-    }
-
-    const STACK: u64 = 0x7fff_0000_0000;
-    const TEXT: u64 = 0x40_0000;
-
-    /// One mapping at [`TEXT`] whose rows are given by offset into it.
-    fn tables(rows: &[(u64, Rule)]) -> (HostTables, ProcessTable) {
-        let page_count = rows
-            .last()
-            .map_or(0, |&(offset, _)| offset / PAGE_BYTES + 1) as u32;
-        let pages = MAPPING_WORDS;
-        let first_row = pages + page_count + 1;
-        let mapping = Mapping {
-            start: TEXT,
-            end: TEXT + u64::from(page_count) * PAGE_BYTES,
-            pages_start: TEXT,
-            pages,
-            page_count,
-        };
-        let mut words = mapping.to_words().to_vec();
-        for page in 0..=u64::from(page_count) {
-            let before = rows
-                .iter()
-                .filter(|&&(offset, _)| offset < page * PAGE_BYTES)
-                .count();
-            words.push(first_row + before as u32);
-        }
-        words.extend(rows.iter().map(|&(offset, rule)| row(offset, rule)));
-        (
-            HostTables {
-                words,
-                wide: Vec::new(),
-            },
-            ProcessTable {
-                mappings: 0,
-                count: 1,
-            },
-        )
-    }
-
-    fn walk(
-        registers: Registers,
-        memory: &mut Memory,
-        tables: &HostTables,
-        process: ProcessTable,
-    ) -> (Vec<u64>, StopReason) {
-        let mut unwinder = Unwinder::EMPTY;
-        unwinder.start(registers, process);
-        let mut ips = Vec::new();
-        for _ in 0..10_000 {
-            let is_known = unwinder.is_in_mapping() || unwinder.find_mapping(tables);
-            let rule = if is_known {
-                unwinder.find_rule(tables)
-            } else {
-                unwinder.rule_elsewhere()
-            };
-            match unwinder.step(rule, memory, tables) {
-                Step::Caller => ips.push(unwinder.registers.ip),
-                Step::Stop(reason) => return (ips, reason),
-            }
-        }
-        panic!("a stack never ended");
-    }
-
-    fn walk_by_frame_pointer(registers: Registers, memory: &mut Memory) -> (Vec<u64>, StopReason) {
-        walk(
-            registers,
-            memory,
-            &HostTables::default(),
-            ProcessTable::default(),
-        )
-    }
-
-    fn from_sp(cfa: i64, fp: i64) -> Rule {
-        Rule::from_register(Rule::FROM_SP, cfa, fp).unwrap()
-    }
-
-    /// A chain of `depth` frames of `frame_words` words, the last with a zero frame pointer.
-    fn chain(depth: usize, frame_words: usize) -> Memory {
-        let mut words = std::vec![0; depth * frame_words + 2];
-        for i in 0..depth {
-            let at = i * frame_words;
-            let next = STACK + ((at + frame_words) * 8) as u64;
-            words[at] = if i + 1 == depth { 0 } else { next };
-            words[at + 1] = 0x10_0000 + i as u64;
-        }
-        Memory {
-            base: STACK,
-            words,
-            reads: 0,
-        }
-    }
-
-    fn start() -> Registers {
-        Registers {
-            ip: 0x10_1234,
-            sp: STACK,
-            fp: STACK,
-        }
-    }
-
-    #[test]
-    fn chain_of_frame_pointers_is_walked_to_its_zero() {
-        let (ips, reason) = walk_by_frame_pointer(start(), &mut chain(400, 4));
-        assert_eq!(ips, (0..400).map(|i| 0x10_0000 + i).collect::<Vec<_>>());
-        assert_eq!(reason, StopReason::FramePointerEnd);
-    }
-
-    #[test]
-    fn one_read_serves_many_frames() {
-        let mut memory = chain(31, 4);
-        memory.words.resize(1024, 0);
-        walk_by_frame_pointer(start(), &mut memory);
-        assert_eq!(memory.reads, 1);
-    }
-
-    #[test]
-    fn doubt_is_of_the_first_frame_without_a_table() {
-        let (tables, process) = tables(&[(0, from_sp(8, 0)), (0x80, Rule::FRAME_POINTER)]);
-        let doubt_of = |ip: u64, page_count: Option<u32>| {
-            let mut unwinder = Unwinder::EMPTY;
-            let registers = Registers {
-                ip,
-                ..Registers::default()
-            };
-            unwinder.start(registers, process);
-            if unwinder.find_mapping(&tables) {
-                unwinder.mapping.page_count = page_count.unwrap_or(unwinder.mapping.page_count);
-                unwinder.find_rule(&tables);
-            } else {
-                unwinder.rule_elsewhere();
-            }
-            // What comes behind changes nothing.
-            let doubt = unwinder.doubt;
-            if doubt != SURE {
-                unwinder.rule_elsewhere();
-                assert_eq!(unwinder.doubt, doubt);
-            }
-            doubt
-        };
-        assert_eq!(doubt_of(TEXT, None), SURE);
-        assert_eq!(doubt_of(TEXT, Some(0)), GUESSED);
-        assert_eq!(doubt_of(TEXT - 1, None), LOST);
-    }
-
-    #[test]
-    fn unreadable_frame_stops_with_its_reason() {
-        let registers = Registers {
-            fp: STACK + (1 << 20),
-            ..start()
-        };
-        let stopped = walk_by_frame_pointer(registers, &mut chain(3, 4));
-        assert_eq!(stopped, (Vec::new(), StopReason::StackReadFailed));
-    }
-
-    #[test]
-    fn frame_pointer_that_goes_down_or_is_odd_is_none() {
-        for fp in [STACK - 8, STACK + 4, 1, u64::MAX - 7] {
-            let registers = Registers { fp, ..start() };
-            let stopped = walk_by_frame_pointer(registers, &mut chain(3, 4));
-            assert_eq!(stopped, (Vec::new(), StopReason::NoUnwindTable));
-        }
-    }
-
-    #[test]
-    fn each_row_holds_up_to_the_next_across_pages() {
-        let rows = [
-            (0, Rule::NONE),
-            (0x10, from_sp(8, 0)),
-            (0x11, from_sp(16, 16)),
-            (0x3f0, Rule::PLT),
-            (0x400, Rule::ROOT),
-        ];
-        let (tables, process) = tables(&rows);
-        let mapping = Mapping {
-            start: TEXT,
-            end: TEXT + 0x500,
-            pages_start: TEXT,
-            pages: 8,
-            page_count: 5,
-        };
-        for offset in 0..0x500 {
-            let wanted = rows
-                .iter()
-                .rev()
-                .find(|&&(start, _)| start <= offset)
-                .unwrap()
-                .1;
-            assert_eq!(
-                find_row(&mapping, TEXT + offset, &tables),
-                wanted,
-                "{offset:#x}"
-            );
-        }
-        assert_eq!(find_row(&mapping, TEXT + 0x500, &tables), Rule::NONE);
-        assert_eq!(process.count, 1);
-    }
-
-    #[test]
-    fn table_is_followed_from_a_frameless_leaf_to_the_root() {
-        // leaf: nothing pushed; middle: frame of 24 bytes that saved rbp; root.
-        let (tables, process) = tables(&[
-            (0, from_sp(8, 0)),
-            (0x100, from_sp(32, 16)),
-            (0x200, Rule::ROOT),
-        ]);
-        let stack = std::vec![TEXT + 0x150, 1, 2, 0x77, TEXT + 0x210, 9];
-        let mut memory = Memory {
-            base: STACK,
-            words: stack,
-            reads: 0,
-        };
-        let registers = Registers {
-            ip: TEXT + 5,
-            sp: STACK,
-            fp: 3,
-        };
-        let (ips, reason) = walk(registers, &mut memory, &tables, process);
-        assert_eq!(
-            (ips, reason),
-            (std::vec![TEXT + 0x150, TEXT + 0x210], StopReason::Root)
-        );
-    }
-
-    #[test]
-    fn return_address_behind_a_function_is_looked_up_in_it() {
-        // The call is the last instruction of the function before the root's.
-        let (tables, process) = tables(&[(0, from_sp(8, 0)), (0x100, Rule::ROOT)]);
-        let stack = std::vec![TEXT + 0x100, TEXT + 0x101];
-        let mut memory = Memory {
-            base: STACK,
-            words: stack,
-            reads: 0,
-        };
-        let registers = Registers {
-            ip: TEXT + 5,
-            sp: STACK,
-            fp: 0,
-        };
-        let (ips, reason) = walk(registers, &mut memory, &tables, process);
-        assert_eq!((ips.len(), reason), (2, StopReason::Root));
-    }
-
-    #[test]
-    fn signal_goes_on_where_it_hit() {
-        let (tables, process) = tables(&[
-            (0, Rule::SIGNAL),
-            (0x100, from_sp(8, 0)),
-            (0x200, Rule::ROOT),
-        ]);
-        let mut stack = std::vec![0; 40];
-        stack[15] = 0x55;
-        stack[20] = STACK + 30 * 8;
-        stack[21] = TEXT + 0x100; // The first instruction of its function: exact, not behind a call.
-        stack[30] = TEXT + 0x201;
-        let mut memory = Memory {
-            base: STACK,
-            words: stack,
-            reads: 0,
-        };
-        let registers = Registers {
-            ip: TEXT + 5,
-            sp: STACK,
-            fp: 0,
-        };
-        let (ips, reason) = walk(registers, &mut memory, &tables, process);
-        assert_eq!(
-            (ips, reason),
-            (std::vec![TEXT + 0x100, TEXT + 0x201], StopReason::Root)
-        );
-    }
-
-    #[test]
-    fn cfa_that_is_read_from_the_stack_is_followed() {
-        let (mut tables, process) = tables(&[(0, Rule::wide(0).unwrap()), (0x200, Rule::ROOT)]);
-        tables.wide.push(WideRule {
-            cfa_base: BASE_SP,
-            cfa_offset: 8,
-            cfa_is_read: 1,
-            cfa_addend: 8,
-            fp_rule: FP_SAME,
-            fp_offset: 0,
-        });
-        let stack = std::vec![0, STACK + 24, 0, TEXT + 0x210, 0];
-        let mut memory = Memory {
-            base: STACK,
-            words: stack,
-            reads: 0,
-        };
-        let registers = Registers {
-            ip: TEXT + 5,
-            sp: STACK,
-            fp: 0,
-        };
-        let (ips, reason) = walk(registers, &mut memory, &tables, process);
-        assert_eq!((ips, reason), (std::vec![TEXT + 0x210], StopReason::Root));
-    }
-
-    #[test]
-    fn any_words_and_any_tables_end_within_the_memory() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
-        for _ in 0..3000 {
-            let words = (0..300)
-                .map(|_| match next() & 3 {
-                    0 => next(),
-                    1 => TEXT + next() % 0x400,
-                    _ => STACK + (next() >> 40) % 2400,
-                })
-                .collect();
-            let mut memory = Memory {
-                base: STACK,
-                words,
-                reads: 0,
-            };
-            let words = (0..64)
-                .map(|_| (next() >> 20) as u32 & 0xc0ff_ffff)
-                .collect();
-            let mut tables = HostTables {
-                words,
-                wide: Vec::new(),
-            };
-            let process = ProcessTable {
-                mappings: 0,
-                count: next() as u32 % 8,
-            };
-            let registers = Registers {
-                ip: TEXT + next() % 0x400,
-                sp: STACK,
-                fp: STACK,
-            };
-            // A signal rule may go down the stack: only the number of frames bounds that.
-            tables.words.iter_mut().for_each(|word| {
-                if row_rule(*word) == Rule::SIGNAL {
-                    *word = 0;
-                }
-            });
-            let (ips, _) = walk(registers, &mut memory, &tables, process);
-            assert!(ips.len() <= 300);
-        }
-    }
-}
+mod tests;

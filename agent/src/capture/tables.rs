@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
-use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WideRule};
+use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 use hotspan_ebpf::unwind::Tables;
 
 use super::{bpf_syscall, take_map};
@@ -24,7 +24,7 @@ const SEGMENT_BYTES: usize = SEGMENT_WORDS * 4;
 /// The maps of the unwinder.
 pub struct TableMaps {
     outer: MapData,
-    wide: Array<MapData, [u32; 6]>,
+    wide: Array<MapData, [u32; WIDE_RULE_WORDS]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
     segments: Vec<Segment>,
     /// What is in `wide`.
@@ -75,15 +75,7 @@ impl TableMaps {
 
     /// Sets a wide rule.
     pub fn set_wide(&mut self, index: u32, rule: &WideRule) -> Result<()> {
-        let words = [
-            rule.cfa_base,
-            rule.cfa_offset as u32,
-            rule.cfa_is_read,
-            rule.cfa_addend as u32,
-            rule.fp_rule,
-            rule.fp_offset as u32,
-        ];
-        self.wide.set(index, words, 0)?;
+        self.wide.set(index, rule.to_words(), 0)?;
         let index = index as usize;
         if index >= self.wide_rules.len() {
             self.wide_rules.resize(index + 1, WideRule::default());

@@ -40,9 +40,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let found = eh_frame::rows(&file, debug_file.as_ref().map(|(_, file)| file));
     let found = found.with_context(cannot)?;
     Output::prepare("-")?.write(|out| {
-        writeln!(out, "{:16} {:18} {:10} ra", "LOC", "CFA", "rbp")?;
+        writeln!(out, "{:16} {:18} {:10} ra", "LOC", "CFA", "fp")?;
         for (addr, rule) in shown(&found.rows, addr) {
-            writeln!(out, "{addr:016x} {}", Shown(rule, &found.rows.wide))?;
+            let (arch, wide) = (found.arch, &found.rows.wide[..]);
+            writeln!(out, "{addr:016x} {}", Shown { arch, rule, wide })?;
         }
         if let (Some((path, _)), None) = (&debug_file, addr) {
             writeln!(out, "\nmore rows from {}", path.display())?;

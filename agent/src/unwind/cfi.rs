@@ -15,7 +15,7 @@ use hotspan_abi::unwind::Rule;
 
 use super::{
     Reason, Report, TableRule,
-    arch::{self, Meaning},
+    arch::{self, Arch, Meaning},
     steps::{Steps, WideRules},
 };
 
@@ -52,7 +52,9 @@ pub(super) enum Saved {
     AtCfa(i64),
     /// In memory where an expression says.
     AtExpression(UnwindExpression<usize>),
-    /// In another register, or computed.
+    /// In another register.
+    InRegister(Register),
+    /// Computed.
     Elsewhere,
 }
 
@@ -71,11 +73,14 @@ impl State {
         ra: Saved::Same,
     };
 
-    fn column(&mut self, register: Register) -> Option<&mut Saved> {
-        match register {
-            arch::FRAME_POINTER => Some(&mut self.fp),
-            arch::RETURN_ADDRESS => Some(&mut self.ra),
-            _ => None,
+    fn column(&mut self, arch: Arch, register: Register) -> Option<&mut Saved> {
+        let facts = arch.facts();
+        if register == facts.frame_pointer {
+            Some(&mut self.fp)
+        } else if register == facts.return_address {
+            Some(&mut self.ra)
+        } else {
+            None
         }
     }
 }
@@ -97,6 +102,7 @@ struct Cie<'a> {
 
 /// A section of unwind information.
 pub(super) struct Frames<'a, S> {
+    pub arch: Arch,
     pub section: S,
     pub bytes: &'a [u8],
     pub bases: &'a BaseAddresses,
@@ -291,7 +297,7 @@ impl<'a> Cies<'a> {
         let mut initial = State::INITIAL;
         let mut instructions = entry.instructions(&frames.section, frames.bases);
         while let Some(instruction) = instructions.next().ok()? {
-            match apply(&mut initial, &instruction, &entry, None) {
+            match apply(frames.arch, &mut initial, &instruction, &entry, None) {
                 Change::Column => {}
                 Change::Other | Change::Invalid => return None,
             }
@@ -354,7 +360,13 @@ where
             let Some(instruction) = instructions.next().map_err(bad_program)? else {
                 break;
             };
-            match apply(&mut state, &instruction, &cie.entry, Some(&cie.initial)) {
+            match apply(
+                self.frames.arch,
+                &mut state,
+                &instruction,
+                &cie.entry,
+                Some(&cie.initial),
+            ) {
                 Change::Column => continue,
                 Change::Invalid => return Err((addr, Reason::BadProgram)),
                 Change::Other => {}
@@ -397,7 +409,9 @@ where
 
     /// Appends what a row says for a range of addresses.
     fn row(&mut self, range: Range<u64>, state: &State, is_signal: bool) {
-        let meaning = arch::meaning(state, is_signal, |place| self.frames.expression(place));
+        let meaning = arch::meaning(self.frames.arch, state, is_signal, |place| {
+            self.frames.expression(place)
+        });
         let rule = match meaning {
             Ok(Meaning::Short(rule)) => Ok(TableRule::Short(self.without_popped(rule))),
             Ok(Meaning::Wide(wide)) => self.output.wide.rule(wide).ok_or(Reason::TooMany),
@@ -416,6 +430,9 @@ where
     /// register, and where it was saved is below the stack pointer; fewer rows differ by saying so,
     /// and nothing is read there. A function that never had it above saved it in the red zone.
     fn without_popped(&mut self, rule: Rule) -> Rule {
+        if !self.frames.arch.facts().pops_silently {
+            return rule;
+        }
         let (cfa, fp) = (rule.cfa_bytes(), rule.fp_bytes());
         match rule.kind() {
             Rule::FROM_SP if fp > cfa && self.has_pushed => {
@@ -460,6 +477,7 @@ enum Change {
 
 /// Applies an instruction that changes columns; `initial` is what `restore` restores.
 fn apply(
+    arch: Arch,
     state: &mut State,
     instruction: &CallFrameInstruction<usize>,
     cie: &CommonInformationEntry<Slice<'_>>,
@@ -490,16 +508,19 @@ fn apply(
             let Some(mut initial) = initial.copied() else {
                 return Change::Invalid;
             };
-            if let (Some(column), Some(was)) = (state.column(register), initial.column(register)) {
+            if let (Some(column), Some(was)) =
+                (state.column(arch, register), initial.column(arch, register))
+            {
                 *column = *was;
             }
         }
-        I::Undefined { register } => set(state, register, Saved::Undefined),
-        I::SameValue { register } => set(state, register, Saved::Same),
+        I::Undefined { register } => set(arch, state, register, Saved::Undefined),
+        I::SameValue { register } => set(arch, state, register, Saved::Same),
         I::Offset {
             register,
             factored_offset,
         } => set(
+            arch,
             state,
             register,
             Saved::AtCfa(factored(factored_offset as i64)),
@@ -507,26 +528,34 @@ fn apply(
         I::OffsetExtendedSf {
             register,
             factored_offset,
-        } => set(state, register, Saved::AtCfa(factored(factored_offset))),
+        } => set(
+            arch,
+            state,
+            register,
+            Saved::AtCfa(factored(factored_offset)),
+        ),
         I::Expression {
             register,
             expression,
-        } => set(state, register, Saved::AtExpression(expression)),
+        } => set(arch, state, register, Saved::AtExpression(expression)),
         I::ValOffset { register, .. }
         | I::ValOffsetSf { register, .. }
-        | I::ValExpression { register, .. } => set(state, register, Saved::Elsewhere),
-        I::Register { dest_register, .. } => set(state, dest_register, Saved::Elsewhere),
-        I::ArgsSize { .. } | I::Nop => {}
+        | I::ValExpression { register, .. } => set(arch, state, register, Saved::Elsewhere),
+        I::Register {
+            dest_register,
+            src_register,
+        } => set(arch, state, dest_register, Saved::InRegister(src_register)),
+        // Signatures of return addresses are taken off, whether there is one or not.
+        I::ArgsSize { .. } | I::Nop | I::NegateRaState => {}
         I::SetLoc { .. } | I::AdvanceLoc { .. } | I::RememberState | I::RestoreState => {
             return Change::Other;
         }
-        _ => return Change::Invalid,
     }
     Change::Column
 }
 
-fn set(state: &mut State, register: Register, saved: Saved) {
-    if let Some(column) = state.column(register) {
+fn set(arch: Arch, state: &mut State, register: Register, saved: Saved) {
+    if let Some(column) = state.column(arch, register) {
         *column = saved;
     }
 }

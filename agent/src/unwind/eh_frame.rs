@@ -9,7 +9,7 @@ use gimli::{DebugFrame, EhFrame, LittleEndian};
 use object::ReadRef;
 
 use super::{
-    Found, Refused, Rows, TableRule, bare_code,
+    Arch, Found, Refused, Rows, TableRule, bare_code,
     cfi::{Frames, Output},
     image::{FrameSection, Image},
     steps::Steps,
@@ -26,25 +26,26 @@ const PADDING_BYTES: u64 = 15;
 /// When nothing in the file can be used.
 pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found, Refused> {
     let image = Image::parse(file)?;
-    let text = image.text();
+    let (arch, text) = (image.arch(), image.text());
     let mut output = Output::default();
     let mut steps = Steps::default();
     if let Some(section) = image.eh_frame() {
-        steps = eh_frame_steps(&section, &text, &mut output);
+        steps = eh_frame_steps(arch, &section, &text, &mut output);
     }
     if let Some(section) = image.debug_frame() {
-        steps = steps.or(debug_frame_steps(&section, &text, &mut output));
+        steps = steps.or(debug_frame_steps(arch, &section, &text, &mut output));
     }
     if let Some(debug_image) = debug_file.and_then(|file| Image::parse(file).ok())
         && let Some(section) = debug_image.debug_frame()
     {
-        steps = steps.or(debug_frame_steps(&section, &text, &mut output));
+        steps = steps.or(debug_frame_steps(arch, &section, &text, &mut output));
     }
     let gaps = steps.gaps(&text, PADDING_BYTES);
     output.report.bare_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
     output.report.text = text;
-    let steps = steps.or(bare_code::steps(&image, &gaps));
+    let steps = steps.or(bare_code::steps(&image, &gaps, &mut output.wide));
     Ok(Found {
+        arch,
         rows: Rows {
             rows: close(&steps),
             wide: output.wide.list,
@@ -53,10 +54,18 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     })
 }
 
-fn eh_frame_steps(section: &FrameSection<'_>, text: &[Range<u64>], output: &mut Output) -> Steps {
+fn eh_frame_steps(
+    arch: Arch,
+    section: &FrameSection<'_>,
+    text: &[Range<u64>],
+    output: &mut Output,
+) -> Steps {
     let bytes: &[u8] = section.bytes.borrow();
+    let mut reader = EhFrame::new(bytes, LittleEndian);
+    reader.set_vendor(arch.facts().vendor);
     let frames = Frames {
-        section: EhFrame::new(bytes, LittleEndian),
+        arch,
+        section: reader,
         bytes,
         bases: &section.bases,
         ends_at_zero: section.ends_at_zero,
@@ -65,13 +74,17 @@ fn eh_frame_steps(section: &FrameSection<'_>, text: &[Range<u64>], output: &mut 
 }
 
 fn debug_frame_steps(
+    arch: Arch,
     section: &FrameSection<'_>,
     text: &[Range<u64>],
     output: &mut Output,
 ) -> Steps {
     let bytes: &[u8] = section.bytes.borrow();
+    let mut reader = DebugFrame::new(bytes, LittleEndian);
+    reader.set_vendor(arch.facts().vendor);
     let frames = Frames {
-        section: DebugFrame::new(bytes, LittleEndian),
+        arch,
+        section: reader,
         bytes,
         bases: &section.bases,
         ends_at_zero: section.ends_at_zero,

@@ -10,26 +10,30 @@ use object::{
     CompressedFileRange, CompressionFormat, LittleEndian,
     elf::{
         ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X,
-        PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SectionHeader64,
+        PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB,
+        STT_FUNC, SectionHeader64, Sym64,
     },
     read::{
         ReadRef,
-        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader},
+        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, Sym},
     },
 };
 
-use super::{Refused, arch};
+use super::{Refused, arch::Arch};
 
 /// Section headers and program headers; a file with more is not one of a linker's.
 const MAX_HEADERS: u64 = 1 << 14;
 /// Bytes of one section of unwind information, decompressed: enough for a gigabyte of code.
 const MAX_SECTION_BYTES: u64 = 128 << 20;
+/// Bytes of a table of symbols: a million of them.
+const MAX_SYMBOLS_BYTES: u64 = 24 << 20;
 /// Bytes of a note segment, and of a link to a debug file.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 
-/// An ELF file of this architecture.
+/// An ELF file of a machine that is known.
 pub(super) struct Image<'a, R: ReadRef<'a>> {
     file: R,
+    arch: Arch,
     header: &'a FileHeader64<LittleEndian>,
     segments: &'a [ProgramHeader64<LittleEndian>],
     sections: &'a [SectionHeader64<LittleEndian>],
@@ -57,9 +61,8 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     pub fn parse(file: R) -> Result<Self, Refused> {
         let header = FileHeader64::<LittleEndian>::parse(file).map_err(|_| Refused::NoElf)?;
         let endian = header.endian().map_err(|_| Refused::Machine)?;
-        let machine = header.e_machine(endian);
-        let kind = header.e_type(endian);
-        if machine != arch::ELF_MACHINE || ![ET_EXEC, ET_DYN].contains(&kind) {
+        let arch = Arch::of_machine(header.e_machine(endian)).ok_or(Refused::Machine)?;
+        if ![ET_EXEC, ET_DYN].contains(&header.e_type(endian)) {
             return Err(Refused::Machine);
         }
         let is_sane = |count: Result<u64, _>| count.is_ok_and(|count| count <= MAX_HEADERS);
@@ -79,11 +82,17 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         let names = names.and_then(|index| sections.get(index as usize));
         Ok(Self {
             file,
+            arch,
             header,
             segments,
             sections,
             names: names.map_or(u64::MAX, |names| names.sh_offset(endian)),
         })
+    }
+
+    /// The processor that it is for.
+    pub fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// The ELF addresses of executable segments, ascending and disjoint.
@@ -172,6 +181,25 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         let there = self.file.len().ok()?.checked_sub(offset)?;
         let len = len.min(max).min(there);
         self.file.read_bytes_at(offset, len).ok()
+    }
+
+    /// Where functions begin, by the symbols there are, ascending.
+    pub fn functions(&self) -> Vec<u64> {
+        let mut functions = Vec::new();
+        for section in self.sections {
+            let is_table = [SHT_SYMTAB, SHT_DYNSYM].contains(&section.sh_type(LittleEndian));
+            if !is_table || section.sh_size(LittleEndian) > MAX_SYMBOLS_BYTES {
+                continue;
+            }
+            let symbols = section.data_as_array::<Sym64<LittleEndian>, _>(LittleEndian, self.file);
+            let defined = symbols.unwrap_or_default().iter().filter(|symbol| {
+                symbol.st_type() == STT_FUNC && symbol.st_shndx(LittleEndian) != SHN_UNDEF
+            });
+            functions.extend(defined.map(|symbol| symbol.st_value(LittleEndian)));
+        }
+        functions.sort_unstable();
+        functions.dedup();
+        functions
     }
 
     /// The GNU build id, empty when there is none.

@@ -11,6 +11,8 @@
 mod arch;
 mod bare_code;
 mod cfi;
+#[cfg(test)]
+mod chains;
 pub mod debug_file;
 pub mod eh_frame;
 pub mod go;
@@ -23,6 +25,7 @@ pub mod table;
 
 use std::{fs::File, ops::Range};
 
+pub use arch::Arch;
 use hotspan_abi::unwind::{Rule, WideRule};
 use object::ReadCache;
 
@@ -36,9 +39,14 @@ pub fn tables_of_file(file: File, segments: &[Segment], is_go: bool) -> Vec<tabl
     // Only the sections that are needed are read, into memory of our own: the file may be cut off
     // by its owner meanwhile.
     let file = ReadCache::new(file);
-    let others = eh_frame::rows(&file, None)
-        .map(|found| found.rows)
-        .unwrap_or_default();
+    let Ok(found) = eh_frame::rows(&file, None) else {
+        return Vec::new();
+    };
+    // A file for another processor may be mapped by an emulator; nothing in it is executed.
+    if found.arch != Arch::NATIVE {
+        return Vec::new();
+    }
+    let others = found.rows;
     let rows = match is_go.then(|| go::rows(&file)).flatten() {
         Some(go) => go::merge(&go, &others),
         None => others,
@@ -88,8 +96,10 @@ impl TableRule {
 }
 
 /// What a file gave.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Found {
+    /// The processor that the file is for.
+    pub arch: Arch,
     /// The rows; none when the file has no text.
     pub rows: Rows,
     /// How complete they are.
@@ -102,21 +112,21 @@ pub enum Refused {
     /// It is no 64-bit ELF file, or its headers are cut off.
     #[error("it is no 64-bit ELF file, or its headers are damaged")]
     NoElf,
-    /// It is for another machine, or no executable or library.
-    #[error("it is no executable or library for this machine")]
+    /// It is for a machine that is not known, or no executable or library.
+    #[error("it is no executable or library for x86-64 or arm64")]
     Machine,
 }
 
 /// Why something in a file has no rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The CFA is relative to another register than the stack or the frame pointer.
+    /// The CFA is relative to a register that is not followed.
     CfaRegister,
     /// The CFA is an expression that no rule stands for.
     CfaExpression,
     /// The frame pointer is where no rule reaches.
     FramePointer,
-    /// The return address is not below the CFA.
+    /// The return address is where no rule reaches.
     ReturnAddress,
     /// A function's entry, or what it is built on, cannot be read.
     BadEntry,

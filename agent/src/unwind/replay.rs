@@ -8,7 +8,10 @@ use hotspan_abi::{
     records::{EXACT_ADDRESS, SnapshotHeader, StopReason},
     unwind::{MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
 };
-use hotspan_ebpf::unwind::{ReadMemory, Registers, Step, Tables, Unwinder};
+use hotspan_ebpf::{
+    arch::Native,
+    unwind::{ReadMemory, Registers, Step, Tables, Unwinder},
+};
 
 /// The top of a user stack and the registers that lead into it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +31,16 @@ pub fn unwind(
     mappings: &[Mapping],
     tables: &impl Tables,
 ) -> (Vec<u64>, StopReason) {
+    walk(stack.registers, &mut stack, mappings, tables)
+}
+
+/// The same over any memory.
+pub(super) fn walk(
+    registers: Registers,
+    memory: &mut impl ReadMemory,
+    mappings: &[Mapping],
+    tables: &impl Tables,
+) -> (Vec<u64>, StopReason) {
     let count = mappings.len() as u32;
     let tables = WithMappings {
         tables,
@@ -38,7 +51,7 @@ pub fn unwind(
         mappings: MAPPINGS_AT,
         count,
     };
-    unwinder.start(stack.registers, process);
+    unwinder.start(registers, process);
     let mut frames = Vec::new();
     while frames.len() < MAX_USER_FRAMES {
         let is_marked = !frames.is_empty() && unwinder.is_exact != 0;
@@ -49,7 +62,7 @@ pub fn unwind(
         } else {
             unwinder.rule_elsewhere()
         };
-        if let Step::Stop(reason) = unwinder.step(rule, &mut stack, &tables) {
+        if let Step::Stop(reason) = unwinder.step(rule, memory, &tables) {
             return (frames, reason);
         }
     }
@@ -57,6 +70,8 @@ pub fn unwind(
 }
 
 impl ReadMemory for StackCopy {
+    type Arch = Native;
+
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
         let there = self
             .index(addr)
@@ -78,6 +93,8 @@ impl StackCopy {
                 ip: header.ip,
                 sp: header.sp,
                 fp: header.fp,
+                link: header.link,
+                aligned: header.aligned,
             },
             start: header.start,
             words,
@@ -151,7 +168,7 @@ mod tests {
         let registers = Registers {
             ip: TEXT + 4,
             sp: STACK + 8,
-            fp: 0,
+            ..Registers::default()
         };
         StackCopy {
             registers,

@@ -2,50 +2,71 @@
 
 use std::fmt;
 
-use hotspan_abi::unwind::{BASE_SP, FP_AT_CFA, FP_AT_FP, Rule, WideRule};
+use hotspan_abi::unwind::{FP_AT_CFA, FP_AT_FP, RA_IN_LINK, Rule, WideRule};
 
-use super::TableRule;
+use super::{Arch, TableRule};
 
 /// A rule in three columns: CFA, frame pointer, return address, as `readelf
 /// --debug-dump=frames-interp` writes them (`c` is the CFA, `u` is unchanged). Rules of one word
-/// have a name in the first column. The wide rules that it may refer to are beside it.
-pub struct Shown<'a>(pub TableRule, pub &'a [WideRule]);
+/// have a name in the first column.
+pub struct Shown<'a> {
+    /// The processor, for the names of its registers.
+    pub arch: Arch,
+    /// The rule.
+    pub rule: TableRule,
+    /// The wide rules that it may refer to.
+    pub wide: &'a [WideRule],
+}
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
+        let facts = self.arch.facts();
+        let [sp, fp, _, link] = facts.names;
+        let (cfa, saved_fp, ra) = match self.rule {
             TableRule::Wide(index) => {
-                let wide = self.1.get(index as usize).ok_or(fmt::Error)?;
-                return write!(out, "{:18} {:10} c-8", wide_cfa(wide), wide_fp(wide));
+                let wide = self.wide.get(index as usize).ok_or(fmt::Error)?;
+                let ra = match wide.ra_rule {
+                    RA_IN_LINK => link.to_owned(),
+                    _ => format!("c{:+}", wide.ra_offset),
+                };
+                (wide_cfa(self.arch, wide), wide_fp(fp, wide), ra)
             }
-            TableRule::Short(Rule::NONE) => "none",
-            TableRule::Short(Rule::ROOT) => "root",
-            TableRule::Short(Rule::PLT) => "plt",
-            TableRule::Short(Rule::SIGNAL) => "signal",
-            TableRule::Short(Rule::FRAME_POINTER) => "frame-pointer",
+            TableRule::Short(rule) if rule.is_link() => {
+                let cfa = format!("{sp}+{}", rule.cfa_bytes());
+                (cfa, "u".to_owned(), link.to_owned())
+            }
+            TableRule::Short(rule) if rule.kind() == Rule::SPECIAL => {
+                return out.write_str(name(rule));
+            }
             TableRule::Short(rule) => {
-                let base = match rule.kind() {
-                    Rule::FROM_SP => "rsp",
-                    _ => "rbp",
-                };
-                let cfa = format!("{base}+{}", rule.cfa_bytes());
-                let fp = match rule.fp_bytes() {
+                let base = if rule.kind() == Rule::FROM_SP { sp } else { fp };
+                let (cfa, below) = (rule.cfa_bytes() as i64, rule.fp_bytes() as i64);
+                let saved_fp = match below {
                     0 => "u".to_owned(),
-                    bytes => format!("c-{bytes}"),
+                    below => format!("c-{below}"),
                 };
-                return write!(out, "{cfa:18} {fp:10} c-8");
+                let ra = (facts.return_address_offset)(cfa, below);
+                (format!("{base}+{cfa}"), saved_fp, format!("c{ra:+}"))
             }
         };
-        write!(out, "{name}")
+        write!(out, "{cfa:18} {saved_fp:10} {ra}")
     }
 }
 
-fn wide_cfa(rule: &WideRule) -> String {
-    let base = if rule.cfa_base == BASE_SP {
-        "rsp"
-    } else {
-        "rbp"
-    };
+fn name(rule: Rule) -> &'static str {
+    match rule {
+        Rule::ROOT => "root",
+        Rule::PLT => "plt",
+        Rule::SIGNAL => "signal",
+        Rule::FRAME_POINTER => "frame-pointer",
+        Rule::SWITCH => "stack-switch",
+        _ => "none",
+    }
+}
+
+fn wide_cfa(arch: Arch, rule: &WideRule) -> String {
+    let names = arch.facts().names;
+    let base = names.get(rule.cfa_base as usize).unwrap_or(&"?");
     let place = format!("{base}{:+}", rule.cfa_offset);
     match (rule.cfa_is_read, rule.cfa_addend) {
         (0, _) => place,
@@ -54,10 +75,10 @@ fn wide_cfa(rule: &WideRule) -> String {
     }
 }
 
-fn wide_fp(rule: &WideRule) -> String {
+fn wide_fp(fp: &str, rule: &WideRule) -> String {
     match rule.fp_rule {
         FP_AT_CFA => format!("c{:+}", rule.fp_offset),
-        FP_AT_FP => format!("*(rbp{:+})", rule.fp_offset),
+        FP_AT_FP => format!("*({fp}{:+})", rule.fp_offset),
         _ => "u".to_owned(),
     }
 }

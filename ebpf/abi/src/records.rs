@@ -143,8 +143,12 @@ pub struct SnapshotHeader {
     pub sp: u64,
     /// Frame pointer.
     pub fp: u64,
+    /// Link register.
+    pub link: u64,
+    /// Register of an aligned frame.
+    pub aligned: u64,
 }
-const _: () = assert!(size_of::<SnapshotHeader>() == 56);
+const _: () = assert!(size_of::<SnapshotHeader>() == 72);
 
 /// A snapshot at its largest, as it is built before it is sent.
 #[derive(Clone, Copy)]
@@ -155,7 +159,7 @@ pub struct SnapshotRecord {
     /// The words; only the used ones are sent.
     pub words: [u64; SNAPSHOT_WORDS],
 }
-const _: () = assert!(size_of::<SnapshotRecord>() == 56 + SNAPSHOT_WORDS * 8);
+const _: () = assert!(size_of::<SnapshotRecord>() == 72 + SNAPSHOT_WORDS * 8);
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -42,11 +42,17 @@ pub const ROW_SEARCH_STEPS: usize = 9;
 /// | bits | meaning |
 /// |---|---|
 /// | 23–22 | kind: [`Rule::FROM_SP`], [`Rule::FROM_FP`], [`Rule::WIDE`], [`Rule::SPECIAL`] |
-/// | 21–11 | for the first two: distance of the canonical frame address (CFA) above the register, in words |
+/// | 21–11 | for the first two and [`Rule::link`]: distance of the canonical frame address (CFA) above the register, in words |
 /// | 10–0 | for the first two: distance of the saved frame pointer below the CFA, in words; 0: it is still in its register |
-/// | 21–0 | for the others: index of the wide rule, or which special rule |
+/// | 21–0 | for a wide rule: its index |
+/// | 10–0 | for a special rule: which one |
 ///
-/// The return address lies in the word below the CFA, and the caller's stack pointer is the CFA.
+/// The caller's stack pointer is the CFA. Where the return address lies depends on the processor:
+///
+/// | | the frame pointer was saved | it was not |
+/// |---|---|---|
+/// | x86-64 | in the word below the CFA | likewise |
+/// | arm64 | in the word above the saved frame pointer | where the register points that the CFA is above |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rule(pub u32);
 
@@ -71,7 +77,11 @@ impl Rule {
     pub const SIGNAL: Self = Self(Self::SPECIAL << 22 | 3);
     /// Follow the frame pointer: code without tables that keeps it.
     pub const FRAME_POINTER: Self = Self(Self::SPECIAL << 22 | 4);
+    /// Follow the frame pointer to another stack, which may lie anywhere: the function that switched
+    /// to this one keeps its own frame there.
+    pub const SWITCH: Self = Self(Self::SPECIAL << 22 | 5);
 
+    const LINK: u32 = Self::SPECIAL << 22 | 6;
     const MAX_WORDS: u32 = (1 << 11) - 1;
 
     /// A rule by the stack pointer or the frame pointer, when it fits: `cfa` bytes above the
@@ -86,6 +96,23 @@ impl Rule {
             return None;
         }
         Some(Self(kind << 22 | (cfa as u32) << 11 | fp as u32))
+    }
+
+    /// The return address is in the link register, and the CFA so many bytes above the stack pointer;
+    /// the frame pointer is unchanged. For exact addresses alone: a call changes that register.
+    #[must_use]
+    pub const fn link(cfa: i64) -> Option<Self> {
+        match Self::from_register(Self::SPECIAL, cfa, 0) {
+            Some(words) => Some(Self(words.0 | Self::LINK)),
+            None => None,
+        }
+    }
+
+    /// Whether this is a [`Rule::link`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link(self) -> bool {
+        self.0 & !(Self::MAX_WORDS << 11) == Self::LINK
     }
 
     /// The wide rule with this index.
@@ -158,6 +185,9 @@ pub const fn row_rule(row: u32) -> Rule {
 pub const BASE_SP: u32 = 0;
 /// See [`BASE_SP`].
 pub const BASE_FP: u32 = 1;
+/// The register that code addresses its frame by when it has aligned the stack pointer and leaves the
+/// frame pointer alone; known for exact addresses alone. See [`BASE_SP`].
+pub const BASE_ALIGNED: u32 = 2;
 
 /// The caller's frame pointer is unchanged.
 pub const FP_SAME: u32 = 0;
@@ -166,11 +196,16 @@ pub const FP_AT_CFA: u32 = 1;
 /// The caller's frame pointer is at the frame pointer + offset.
 pub const FP_AT_FP: u32 = 2;
 
-/// A rule with all that does not fit in 24 bits. The return address lies below the CFA as ever.
+/// The return address is at CFA + offset.
+pub const RA_AT_CFA: u32 = 0;
+/// The return address is in the link register, see [`Rule::link`].
+pub const RA_IN_LINK: u32 = 1;
+
+/// A rule with all that does not fit in 24 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct WideRule {
-    /// [`BASE_SP`] or [`BASE_FP`].
+    /// [`BASE_SP`], [`BASE_FP`] or [`BASE_ALIGNED`].
     pub cfa_base: u32,
     /// CFA = base + this, or, when it is read from memory, what lies at base + this.
     pub cfa_offset: i32,
@@ -182,8 +217,32 @@ pub struct WideRule {
     pub fp_rule: u32,
     /// Offset of the saved frame pointer.
     pub fp_offset: i32,
+    /// [`RA_AT_CFA`] or [`RA_IN_LINK`].
+    pub ra_rule: u32,
+    /// Offset of the return address.
+    pub ra_offset: i32,
 }
-const _: () = assert!(size_of::<WideRule>() == 24);
+const _: () = assert!(size_of::<WideRule>() == 4 * WIDE_RULE_WORDS);
+
+/// Words of a [`WideRule`].
+pub const WIDE_RULE_WORDS: usize = 8;
+
+impl WideRule {
+    /// The words.
+    #[must_use]
+    pub const fn to_words(&self) -> [u32; WIDE_RULE_WORDS] {
+        [
+            self.cfa_base,
+            self.cfa_offset as u32,
+            self.cfa_is_read,
+            self.cfa_addend as u32,
+            self.fp_rule,
+            self.fp_offset as u32,
+            self.ra_rule,
+            self.ra_offset as u32,
+        ]
+    }
+}
 
 /// Words of a [`Mapping`].
 pub const MAPPING_WORDS: u32 = 8;

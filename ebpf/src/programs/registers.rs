@@ -29,12 +29,16 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         ip: read!(rip),
         sp: read!(rsp),
         fp: read!(rbp),
+        link: read!(rdi),
+        aligned: read!(rbx),
     };
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = Registers {
         ip: read!(pc),
         sp: read!(sp),
         fp: read!(regs[29]),
+        link: read!(regs[30]),
+        aligned: read!(regs[19]),
     };
     registers
 }
@@ -53,12 +57,16 @@ pub fn saved() -> Option<Registers> {
         ip: regs.rip,
         sp: regs.rsp,
         fp: regs.rbp,
+        link: regs.rdi,
+        aligned: regs.rbx,
     };
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = Registers {
         ip: regs.pc,
         sp: regs.sp,
         fp: regs.regs[29],
+        link: regs.regs[30],
+        aligned: regs.regs[19],
     };
     Some(registers)
 }

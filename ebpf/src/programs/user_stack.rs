@@ -199,6 +199,8 @@ fn send_snapshot(scratch: &mut Scratch, registers: Registers) {
         ip: registers.ip,
         sp: registers.sp,
         fp: registers.fp,
+        link: registers.link,
+        aligned: registers.aligned,
     };
     // SAFETY: the record is larger than `bytes`.
     if !unsafe { send((&raw const scratch.snapshot).cast(), u64::from(bytes)) } {

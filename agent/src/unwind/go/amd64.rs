@@ -31,7 +31,7 @@
 
 use std::{cell::OnceCell, ops::Range};
 
-use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_CFA, FP_SAME, Rule, WideRule};
+use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{AnyRule, Builder};
 use crate::process::pclntab::{Function, PcValue, Pclntab};
@@ -229,6 +229,8 @@ fn from_stack_pointer(depth: i64, saved_below: i64) -> AnyRule {
         cfa_offset: i32::try_from(cfa).unwrap_or(i32::MAX),
         fp_rule: if saved_below == 0 { FP_SAME } else { FP_AT_CFA },
         fp_offset: i32::try_from(-saved_below).unwrap_or(0),
+        ra_rule: RA_AT_CFA,
+        ra_offset: -8,
         ..WideRule::default()
     })
 }
@@ -348,6 +350,8 @@ fn frameless_asmcgocall(landmarks: &Landmarks<'_>, writes: &[u64]) -> Vec<(Range
             // The frame pointer is 16 below the end of that frame, the return address 8.
             cfa_offset: 8_i32.saturating_sub(depth),
             fp_rule: FP_SAME,
+            ra_rule: RA_AT_CFA,
+            ra_offset: -8,
             ..WideRule::default()
         }))
     });

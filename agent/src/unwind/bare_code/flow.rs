@@ -1,0 +1,362 @@
+//! Code without unwind information: where its frames are, from what its instructions do.
+//!
+//! One sweep from the lowest address to the highest. A jump forward tells how the frame is where it
+//! leads to. Behind a way out of a function, a part of it goes on that something jumps to, or that is
+//! in the table of a computed jump; else the next function begins. Where others begin is known from
+//! calls, addresses and symbols.
+//!
+//! What this does not do: loops that are entered backwards alone. They are taken for what lies before.
+
+use std::ops::Range;
+
+use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_CFA, FP_SAME, RA_AT_CFA, RA_IN_LINK, WideRule};
+use rustc_hash::FxHashMap;
+
+use crate::unwind::{
+    TableRule,
+    arch::{self, Arch},
+    steps::WideRules,
+};
+
+/// What an instruction does that unwinding has to know. The parts happen in the order of the fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::unwind) struct Effect {
+    /// The stack pointer becomes the frame pointer and this.
+    pub sp_from_fp: Option<i64>,
+    /// Added to the stack pointer, before anything is stored.
+    pub moves_before: i64,
+    /// The frame pointer is stored so far above the stack pointer.
+    pub stores_fp: Option<i64>,
+    /// The return address is stored so far above the stack pointer.
+    pub stores_ra: Option<i64>,
+    /// The frame pointer is loaded from so far above the stack pointer.
+    pub loads_fp: Option<i64>,
+    /// The return address is loaded from so far above the stack pointer.
+    pub loads_ra: Option<i64>,
+    /// The frame pointer becomes the stack pointer and this.
+    pub fp_from_sp: Option<i64>,
+    /// Added to the stack pointer at last.
+    pub moves_after: i64,
+    /// The stack pointer gets a value that is not known.
+    pub loses_sp: bool,
+    /// The frame pointer gets a value that is not known.
+    pub loses_fp: bool,
+}
+
+/// Where an instruction leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::unwind) enum Flow {
+    /// To the next one.
+    Next,
+    /// To the next one or to an address.
+    Branch(u64),
+    /// To an address.
+    Jump(u64),
+    /// To an address that is computed.
+    ComputedJump,
+    /// To the next one, after a function that begins there.
+    Call(u64),
+    /// To the caller.
+    Return,
+    /// Nowhere.
+    End,
+}
+
+impl Instruction {
+    /// Whether functions begin so, and no other code that is jumped to: it lowers the stack, or says
+    /// that it may be called.
+    fn is_prologue(&self) -> bool {
+        self.is_entry || self.effect.moves_before < 0 || self.effect.moves_after < 0
+    }
+}
+
+impl Flow {
+    /// Whether it always leads away.
+    fn is_way_out(self) -> bool {
+        matches!(self, Self::Jump(_) | Self::ComputedJump | Self::Return)
+    }
+}
+
+/// An instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::unwind) struct Instruction {
+    /// How long it is.
+    pub bytes: usize,
+    /// What it does.
+    pub effect: Effect,
+    /// Where it leads to.
+    pub flow: Flow,
+    /// An address of which it takes hold: perhaps of a function.
+    pub refers_to: Option<u64>,
+    /// It marks what may be called through a pointer, or signs the return address.
+    pub is_entry: bool,
+    /// It does nothing: it may fill the space between functions.
+    pub is_padding: bool,
+}
+
+/// The frame at an instruction. Distances are below the CFA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Frame {
+    /// Of the stack pointer, when it is known.
+    sp: Option<i64>,
+    /// Of the frame pointer, when it points into this frame.
+    fp: Option<i64>,
+    /// Of the caller's frame pointer; 0 when it is in its register.
+    saved_fp: i64,
+    /// Of the return address; 0 when it is in the link register.
+    ra: i64,
+}
+
+impl Frame {
+    /// Where a function begins.
+    fn at_entry(arch: Arch) -> Self {
+        let pushed = arch.facts().call_pushes;
+        Self {
+            sp: Some(pushed),
+            fp: None,
+            saved_fp: 0,
+            ra: pushed,
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect) {
+        if let Some(offset) = effect.sp_from_fp {
+            self.sp = self.fp.map(|fp| fp - offset);
+        }
+        self.move_sp(effect.moves_before);
+        let below = |sp: Option<i64>, at: Option<i64>| Some(sp? - at?).filter(|below| *below > 0);
+        if let Some(place) = below(self.sp, effect.stores_fp)
+            && self.saved_fp == 0
+        {
+            self.saved_fp = place;
+        }
+        if let Some(place) = below(self.sp, effect.stores_ra)
+            && self.ra == 0
+        {
+            self.ra = place;
+        }
+        if effect.loads_fp.is_some() && below(self.sp, effect.loads_fp) == Some(self.saved_fp) {
+            (self.saved_fp, self.fp) = (0, None);
+        }
+        if effect.loads_ra.is_some() && below(self.sp, effect.loads_ra) == Some(self.ra) {
+            self.ra = 0;
+        }
+        if let Some(offset) = effect.fp_from_sp {
+            self.fp = self.sp.map(|sp| sp - offset);
+        }
+        self.move_sp(effect.moves_after);
+        if effect.loses_sp {
+            self.sp = None;
+        }
+        if effect.loses_fp {
+            self.fp = None;
+        }
+    }
+
+    fn move_sp(&mut self, bytes: i64) {
+        self.sp = self.sp.and_then(|sp| sp.checked_sub(bytes));
+    }
+
+    fn rule(&self, arch: Arch, wide: &mut WideRules) -> TableRule {
+        let (cfa_base, cfa) = match (self.sp, self.fp) {
+            (Some(sp), _) => (BASE_SP, sp),
+            (None, Some(fp)) => (BASE_FP, fp),
+            (None, None) => return TableRule::NONE,
+        };
+        let narrow = |number: i64| i32::try_from(number).ok();
+        let (Some(cfa_offset), Some(fp_offset), Some(ra_offset)) =
+            (narrow(cfa), narrow(-self.saved_fp), narrow(-self.ra))
+        else {
+            return TableRule::NONE;
+        };
+        let rule = WideRule {
+            cfa_base,
+            cfa_offset,
+            fp_rule: if fp_offset == 0 { FP_SAME } else { FP_AT_CFA },
+            fp_offset,
+            ra_rule: if ra_offset == 0 {
+                RA_IN_LINK
+            } else {
+                RA_AT_CFA
+            },
+            ra_offset,
+            ..WideRule::default()
+        };
+        arch::short(arch, &rule).map_or_else(
+            || wide.rule(rule).unwrap_or(TableRule::NONE),
+            TableRule::Short,
+        )
+    }
+}
+
+/// Functions are aligned to so much, where padding is.
+const FUNCTION_ALIGNMENT: u64 = 16;
+
+/// Code that is gone through.
+pub(super) struct Sweep<'a> {
+    arch: Arch,
+    code: &'a [u8],
+    start: u64,
+    /// Where functions begin, ascending.
+    functions: Vec<u64>,
+    /// What is jumped to, or held in a table of jumps, ascending.
+    targets: Vec<u64>,
+    /// Whether it ever returns or jumps: zeros decode to instructions, too.
+    pub is_code: bool,
+}
+
+impl<'a> Sweep<'a> {
+    /// Code at an address; `functions` are those known to begin somewhere, and `data` gives what the
+    /// file has at an address.
+    pub fn new(
+        arch: Arch,
+        code: &'a [u8],
+        start: u64,
+        functions: &[u64],
+        data: impl Fn(u64) -> &'a [u8],
+    ) -> Self {
+        let range = start..start + code.len() as u64;
+        let mut functions = functions.to_vec();
+        let mut targets = Vec::new();
+        let mut is_code = false;
+        for (_, instruction) in instructions(arch, code, start) {
+            is_code |= instruction.flow.is_way_out();
+            match instruction.refers_to {
+                Some(addr) if !range.contains(&addr) => {
+                    targets.extend(jump_table(data(addr), addr, &range));
+                }
+                Some(addr) if arch.facts().jumps_from_addresses => targets.push(addr),
+                addr => functions.extend(addr),
+            }
+            match instruction.flow {
+                Flow::Call(target) => functions.push(target),
+                Flow::Branch(target) | Flow::Jump(target) => targets.push(target),
+                _ => {}
+            }
+        }
+        for addrs in [&mut functions, &mut targets] {
+            addrs.retain(|addr| range.contains(addr));
+            addrs.sort_unstable();
+            addrs.dedup();
+        }
+        Self {
+            arch,
+            code,
+            start,
+            functions,
+            targets,
+            is_code,
+        }
+    }
+
+    /// Hands each instruction's address and rule to `found`.
+    pub fn run(&self, wide: &mut WideRules, mut found: impl FnMut(u64, TableRule)) {
+        let arch = self.arch;
+        let entry = Frame::at_entry(arch);
+        let mut frame = entry;
+        // Nothing leads on to what comes; and nothing does so for sure.
+        let (mut is_dead, mut is_behind_call) = (true, false);
+        // The frames before the last way that did not end, and at the last computed jump.
+        let (mut body, mut computed) = (entry, None);
+        let mut arriving: FxHashMap<u64, Frame> = FxHashMap::default();
+        let mut was_padding = false;
+        for (addr, instruction) in instructions(arch, self.code, self.start) {
+            let is_target = || self.targets.binary_search(&addr).is_ok();
+            let arrived = arriving.remove(&addr);
+            // What pads may also stand before the loop that a call is followed by.
+            let is_aligned = was_padding && addr % FUNCTION_ALIGNMENT == 0;
+            let may_begin = (is_dead || is_behind_call) && is_aligned && !instruction.is_padding;
+            let begins = may_begin && (instruction.is_prologue() || (!is_dead && !is_target()));
+            if begins || self.functions.binary_search(&addr).is_ok() {
+                (frame, body, computed, is_dead) = (entry, entry, None, false);
+            } else if is_dead && !instruction.is_padding {
+                frame = match arrived {
+                    Some(arrived) => arrived,
+                    None if is_target() => computed.unwrap_or(body),
+                    None if is_aligned => entry,
+                    None => computed.unwrap_or(entry),
+                };
+                is_dead = false;
+            }
+            found(addr, frame.rule(arch, wide));
+            was_padding = instruction.is_padding;
+            if was_padding {
+                continue;
+            }
+            let before = frame;
+            frame.apply(&instruction.effect);
+            is_behind_call = false;
+            match instruction.flow {
+                Flow::Next => {}
+                Flow::Call(_) => (body, is_behind_call) = (before, true),
+                Flow::Branch(target) => {
+                    body = frame;
+                    arriving.entry(target).or_insert(frame);
+                }
+                Flow::Jump(target) => {
+                    body = frame;
+                    arriving.entry(target).or_insert(frame);
+                    is_dead = true;
+                }
+                Flow::ComputedJump => {
+                    computed = (before != entry).then_some(before);
+                    is_dead = true;
+                }
+                Flow::Return | Flow::End => is_dead = true,
+            }
+        }
+    }
+
+    /// Where the code ends that a process starts with at `entry`: it leaves for good, or another
+    /// function begins.
+    pub fn end_of_start(&self, entry: u64) -> u64 {
+        let max = entry.saturating_add(self.arch.facts().start_bytes);
+        let next = self.functions.partition_point(|addr| *addr <= entry);
+        let next = self.functions.get(next).copied().unwrap_or(max);
+        let into = entry.saturating_sub(self.start) as usize;
+        let code = self.code.get(into..).unwrap_or_default();
+        let left = instructions(self.arch, code, entry)
+            .find(|(_, instruction)| instruction.flow.is_way_out() || instruction.flow == Flow::End)
+            .map_or(max, |(addr, instruction)| addr + instruction.bytes as u64);
+        max.min(next).min(left)
+    }
+}
+
+/// Entries of a table of jumps that are read.
+const MAX_TABLE_ENTRIES: usize = 1024;
+
+/// The addresses in a range that a table holds, which lies at an address: relative to it in four
+/// bytes, or absolute in eight. What is no table holds none.
+fn jump_table(table: &[u8], addr: u64, range: &Range<u64>) -> Vec<u64> {
+    let is_inside = |target: &u64| range.contains(target);
+    let relative = table
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| addr.wrapping_add_signed(i32::from_le_bytes(*bytes).into()));
+    let mut targets: Vec<_> = relative
+        .take(MAX_TABLE_ENTRIES)
+        .take_while(is_inside)
+        .collect();
+    if targets.is_empty() {
+        let absolute = table
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|bytes| u64::from_le_bytes(*bytes));
+        targets.extend(absolute.take(MAX_TABLE_ENTRIES).take_while(is_inside));
+    }
+    targets
+}
+
+/// The instructions of code at an address.
+fn instructions(arch: Arch, code: &[u8], start: u64) -> impl Iterator<Item = (u64, Instruction)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = code.get(at..).filter(|rest| !rest.is_empty())?;
+        let addr = start + at as u64;
+        let instruction = (arch.facts().decode)(rest, addr);
+        at += instruction.bytes.max(1);
+        Some((addr, instruction))
+    })
+}
