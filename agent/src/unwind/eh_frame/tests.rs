@@ -552,8 +552,8 @@ fn linkage_table_that_no_section_describes_is_known_by_its_code() {
             "30 rsp+16 u c-8",
             "36 rsp+24 u c-8",
             "40 plt",
-            // What the sweep makes of the zeros behind it.
-            "70 rsp+40 u c-8",
+            // Whatever follows is taken for functions.
+            "70 rsp+8 u c-8",
             "3000 none"
         ]
     );
