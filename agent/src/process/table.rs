@@ -76,6 +76,8 @@ enum PerfMap {
 pub struct ProcessTable {
     scope: Scope,
     running: FxHashMap<u32, Running>,
+    /// A process that we start ourselves, until its fork is told.
+    expected: Option<u32>,
     sampled: Vec<Sampled>,
     /// Processes whose mappings are not what they were at the last [`Self::take_changed`].
     changed: FxHashSet<u32>,
@@ -93,6 +95,7 @@ impl ProcessTable {
         Self {
             scope,
             running: FxHashMap::default(),
+            expected: None,
             sampled: Vec::new(),
             changed: FxHashSet::default(),
             lost_records: 0,
@@ -124,8 +127,9 @@ impl ProcessTable {
         self.changed.insert(pid);
     }
 
-    /// Keeps track of a process that is about to start.
+    /// Keeps track of a process that we have just started ourselves.
     pub fn expect(&mut self, pid: u32) {
+        self.expected = Some(pid);
         self.running.entry(pid).or_default().identity.pid = pid;
     }
 
@@ -181,7 +185,10 @@ impl ProcessTable {
     /// A child starts as a copy of its parent.
     fn fork(&mut self, pid: u32, parent_pid: u32, time_mono_ns: u64) {
         let Some(parent) = self.running.get(&parent_pid) else {
-            self.running.remove(&pid); // The pid is used again, by a process we do not follow.
+            // The pid is used again, by a process we do not follow, unless we started it.
+            if self.expected.take_if(|expected| *expected == pid).is_none() {
+                self.running.remove(&pid);
+            }
             return;
         };
         let mut child = parent.clone();
@@ -371,5 +378,52 @@ impl Running {
             file_offset,
             code,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::side_band::FileIdentity;
+
+    fn record(pid: u32, event: SideBandEvent) -> SideBandRecord {
+        SideBandRecord {
+            time_mono_ns: 1,
+            pid,
+            tid: pid,
+            event,
+        }
+    }
+
+    /// What is known of process 7 after it was forked by 1, which is not known, and has mapped code.
+    fn mappings_of_child(table: &mut ProcessTable) -> Option<usize> {
+        let mut binaries = Binaries::default();
+        let mapped = Mapped {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0,
+            identity: FileIdentity::Inode {
+                dev: 0,
+                ino: 0,
+                generation: 0,
+            },
+            path: b"//anon".to_vec(),
+        };
+        for event in [
+            SideBandEvent::Fork { parent_pid: 1 },
+            SideBandEvent::Mmap(mapped),
+        ] {
+            table.apply(record(7, event), &mut binaries);
+        }
+        table.mappings(7).map(<[Mapping]>::len)
+    }
+
+    #[test]
+    fn process_that_we_start_is_followed_from_its_fork() {
+        let mut table = ProcessTable::new(Scope::Known);
+        table.expect(7);
+        assert_eq!(mappings_of_child(&mut table), Some(1));
+        // The next one with this pid is somebody else's.
+        assert_eq!(mappings_of_child(&mut table), None);
     }
 }

@@ -43,15 +43,39 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
     registers
 }
 
+/// Where the kernel saved the user registers when the task entered it.
+#[inline(always)]
+fn saved_address() -> Option<u64> {
+    if HAS_TASK_PT_REGS.load() != 0 {
+        return Some(current_task_pt_regs());
+    }
+    let stack = read_kernel::<u64>(current_task() + offset_of!(task_stack))?;
+    Some(stack + offset_of!(stack_to_pt_regs))
+}
+
+/// Whether the task is replacing its program (`execve`, `execveat`). Its registers are still those of the
+/// old one.
+#[inline(always)]
+pub fn is_in_exec() -> bool {
+    let Some(address) = saved_address() else {
+        return false;
+    };
+    #[cfg(bpf_target_arch = "x86_64")]
+    let syscall = read_kernel::<u64>(address + core::mem::offset_of!(pt_regs, orig_rax) as u64);
+    // `struct pt_regs` goes on behind what user space knows of it: `orig_x0`, then `syscallno`.
+    #[cfg(bpf_target_arch = "aarch64")]
+    let syscall = read_kernel::<i32>(address + size_of::<pt_regs>() as u64 + 8).map(|n| n as u64);
+    #[cfg(bpf_target_arch = "x86_64")]
+    const EXECVE: [u64; 2] = [59, 322];
+    #[cfg(bpf_target_arch = "aarch64")]
+    const EXECVE: [u64; 2] = [221, 281];
+    syscall == Some(EXECVE[0]) || syscall == Some(EXECVE[1])
+}
+
 /// The user registers that the kernel saved when the task entered it.
 #[inline(always)]
 pub fn saved() -> Option<Registers> {
-    let address = if HAS_TASK_PT_REGS.load() != 0 {
-        current_task_pt_regs()
-    } else {
-        read_kernel::<u64>(current_task() + offset_of!(task_stack))? + offset_of!(stack_to_pt_regs)
-    };
-    let regs = read_kernel::<pt_regs>(address)?;
+    let regs = read_kernel::<pt_regs>(saved_address()?)?;
     #[cfg(bpf_target_arch = "x86_64")]
     let registers = Registers {
         ip: regs.rip,

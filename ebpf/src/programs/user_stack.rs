@@ -14,6 +14,7 @@ use hotspan_abi::{
 };
 use hotspan_ebpf::unwind::{LOST, Registers, Step};
 
+use super::registers::is_in_exec;
 use crate::{
     kernel_calls::{MapTables, UserMemory, count, cpu, has_room, send},
     maps::{PROCESSES, SCRATCH, Scratch},
@@ -39,8 +40,7 @@ impl Slot {
     }
 }
 
-/// Adds the user frames to the sample of the slot, from the one with these registers on. A stack that led to
-/// code whose table is not there yet is sent along.
+/// Adds the user frames to the sample of the slot, from the one with these registers on.
 #[inline(always)]
 pub fn walk(slot: Slot, registers: Registers, pid: u32) -> StopReason {
     let Some(scratch) = slot.scratch() else {
@@ -51,10 +51,25 @@ pub fn walk(slot: Slot, registers: Registers, pid: u32) -> StopReason {
     // SAFETY: the slot is ours, and the reference ends with the call.
     unsafe { (*scratch).unwinder.start(registers, process) };
     let stop = walk_frames(slot);
-    // SAFETY: the slot is ours.
-    if unsafe { (*scratch).unwinder.doubt } == LOST {
-        // SAFETY: the slot is ours, and the reference ends with the call.
-        unsafe { send_snapshot(&mut *scratch, registers) };
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    unsafe { review(&mut *scratch, registers, stop) }
+}
+
+/// Looks a stack over that was walked: one that is not there any more is none, and one that led to code
+/// whose table is not there yet is sent along.
+#[inline(always)]
+fn review(scratch: &mut Scratch, registers: Registers, stop: StopReason) -> StopReason {
+    let is_lost = scratch.unwinder.doubt == LOST;
+    if !is_lost && stop as u32 != StopReason::StackReadFailed as u32 {
+        return stop;
+    }
+    let sample = &mut scratch.record.sample;
+    if sample.user_frames <= 1 && is_in_exec() {
+        sample.user_frames = 0;
+        return StopReason::NoUserStack;
+    }
+    if is_lost {
+        send_snapshot(scratch, registers);
     }
     stop
 }

@@ -200,6 +200,35 @@ fn one_read_serves_many_frames() {
 }
 
 #[test]
+fn doubt_is_of_the_first_frame_without_a_table() {
+    let (tables, process) = tables(&[(0, from_sp(8, 0)), (0x80, Rule::FRAME_POINTER)]);
+    let doubt_of = |ip: u64, has_table: bool| {
+        let mut unwinder = Unwinder::EMPTY;
+        let registers = Registers {
+            ip,
+            ..Registers::default()
+        };
+        unwinder.start(registers, process);
+        if unwinder.find_mapping(&tables) {
+            unwinder.mapping.page_count *= u32::from(has_table);
+            unwinder.find_rule(&tables);
+        } else {
+            unwinder.rule_elsewhere();
+        }
+        let doubt = unwinder.doubt;
+        // What comes behind does not change it.
+        if doubt != SURE {
+            unwinder.rule_elsewhere();
+            assert_eq!(unwinder.doubt, doubt);
+        }
+        doubt
+    };
+    assert_eq!(doubt_of(TEXT, true), SURE);
+    assert_eq!(doubt_of(TEXT, false), GUESSED);
+    assert_eq!(doubt_of(TEXT - 1, true), LOST);
+}
+
+#[test]
 fn unreadable_frame_stops_with_its_reason() {
     let stopped = walk_by_frame_pointer(STACK + (1 << 20), &mut chain::<X86_64>(3, 4));
     assert_eq!(stopped, (Vec::new(), StopReason::StackReadFailed));
