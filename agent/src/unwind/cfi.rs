@@ -11,11 +11,12 @@ use gimli::{
     EndianSlice, Format, LittleEndian, Reader, Register, UnwindExpression, UnwindOffset,
     UnwindSection,
 };
-use hotspan_abi::unwind::Rule;
+use hotspan_abi::unwind::{BASE_ALIGNED, BASE_SP, Rule, WideRule};
 
 use super::{
     Reason, Report, TableRule,
     arch::{self, Arch, Meaning},
+    bare_code::flow::{Flow, instructions},
     steps::{Steps, WideRules},
 };
 
@@ -108,6 +109,8 @@ pub(super) struct Frames<'a, S> {
     pub bases: &'a BaseAddresses,
     /// Whether what follows a terminator is something else.
     pub ends_at_zero: bool,
+    /// The code at an address, so much of it as there is.
+    pub code: &'a dyn Fn(Range<u64>) -> &'a [u8],
 }
 
 /// What came out so far, of all sections.
@@ -115,6 +118,8 @@ pub(super) struct Frames<'a, S> {
 pub(super) struct Output {
     pub wide: WideRules,
     pub report: Report,
+    /// Code whose frame is aligned, and its rule.
+    aligned: Vec<(Range<u64>, WideRule)>,
 }
 
 impl<'a, S> Frames<'a, S>
@@ -155,7 +160,71 @@ where
             };
             program.run(function.offset, &mut cies);
         }
+        let aligned = std::mem::take(&mut output.aligned);
+        self.behind_calls(&aligned, &functions, &mut cies, output)
+            .or(steps)
+    }
+
+    /// What holds in code whose frame is aligned while it calls another function. That function has
+    /// saved the register that the frame is known by: so far below the stack pointer of the call as it
+    /// says itself. The last byte of a call instruction is what a return address is looked up by, and
+    /// nothing else.
+    fn behind_calls(
+        &self,
+        aligned: &[(Range<u64>, WideRule)],
+        functions: &[Function],
+        cies: &mut Cies<'a>,
+        output: &mut Output,
+    ) -> Steps {
+        let mut steps = Steps::default();
+        for (range, rule) in aligned {
+            let code = (self.code)(range.clone());
+            for (addr, instruction) in instructions(self.arch, code, range.start) {
+                let Flow::Call(target) = instruction.flow else {
+                    continue;
+                };
+                let callee = functions.binary_search_by_key(&target, |function| function.start);
+                let callee = callee.ok().map(|index| functions[index].offset);
+                let Some(below) = callee.and_then(|callee| self.saved_below(callee, cies)) else {
+                    continue;
+                };
+                let rule = WideRule {
+                    cfa_base: BASE_SP,
+                    cfa_offset: -below,
+                    cfa_is_read: 1,
+                    cfa_addend: rule.cfa_offset,
+                    ..*rule
+                };
+                let behind = addr + instruction.bytes as u64;
+                steps.push(behind - 1, output.wide.rule(rule));
+                steps.push(behind, None);
+            }
+        }
         steps
+    }
+
+    /// How far below its CFA a function saves the register of aligned frames.
+    fn saved_below(&self, offset: usize, cies: &mut Cies<'a>) -> Option<i32> {
+        let partial = self
+            .section
+            .partial_fde_from_offset(self.bases, offset.into());
+        let partial = partial.ok()?;
+        let cie = cies.get(self, UnwindOffset::into(partial.cie_offset()))?;
+        let function = partial.parse(|_, _, _| Ok(cie.entry.clone())).ok()?;
+        let mut instructions = function.instructions(&self.section, self.bases);
+        while let Some(instruction) = instructions.next().ok()? {
+            if let CallFrameInstruction::Offset {
+                register,
+                factored_offset,
+            } = instruction
+                && register == self.arch.facts().aligned
+            {
+                let factor = cie.entry.data_alignment_factor();
+                let offset = (factored_offset as i64).checked_mul(factor)?;
+                return i32::try_from(offset.checked_neg()?).ok();
+            }
+        }
+        None
     }
 
     /// All functions in `text`, in the section's order.
@@ -414,7 +483,12 @@ where
         });
         let rule = match meaning {
             Ok(Meaning::Short(rule)) => Ok(TableRule::Short(self.without_popped(rule))),
-            Ok(Meaning::Wide(wide)) => self.output.wide.rule(wide).ok_or(Reason::TooMany),
+            Ok(Meaning::Wide(wide)) => {
+                if wide.cfa_base == BASE_ALIGNED && wide.cfa_is_read == 0 {
+                    self.output.aligned.push((range.clone(), wide));
+                }
+                self.output.wide.rule(wide).ok_or(Reason::TooMany)
+            }
             Ok(Meaning::Plt(arch::PLT_PUSH)) => Ok(TableRule::Short(Rule::PLT)),
             Ok(Meaning::Plt(push)) => return self.plt_rows(range, push),
             Err(reason) => Err(reason),

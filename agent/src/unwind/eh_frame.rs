@@ -9,7 +9,7 @@ use gimli::{DebugFrame, EhFrame, LittleEndian};
 use object::ReadRef;
 
 use super::{
-    Arch, Found, Refused, Rows, TableRule, bare_code,
+    Found, Refused, Rows, TableRule, bare_code,
     cfi::{Frames, Output},
     image::{FrameSection, Image},
     steps::Steps,
@@ -30,15 +30,15 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     let mut output = Output::default();
     let mut steps = Steps::default();
     if let Some(section) = image.eh_frame() {
-        steps = eh_frame_steps(arch, &section, &text, &mut output);
+        steps = eh_frame_steps(&image, &section, &text, &mut output);
     }
     if let Some(section) = image.debug_frame() {
-        steps = steps.or(debug_frame_steps(arch, &section, &text, &mut output));
+        steps = steps.or(debug_frame_steps(&image, &section, &text, &mut output));
     }
     if let Some(debug_image) = debug_file.and_then(|file| Image::parse(file).ok())
         && let Some(section) = debug_image.debug_frame()
     {
-        steps = steps.or(debug_frame_steps(arch, &section, &text, &mut output));
+        steps = steps.or(debug_frame_steps(&image, &section, &text, &mut output));
     }
     let gaps = steps.gaps(&text, PADDING_BYTES);
     output.report.bare_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
@@ -54,42 +54,51 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     })
 }
 
-fn eh_frame_steps(
-    arch: Arch,
+fn eh_frame_steps<'a, R: ReadRef<'a>>(
+    image: &Image<'a, R>,
     section: &FrameSection<'_>,
     text: &[Range<u64>],
     output: &mut Output,
 ) -> Steps {
     let bytes: &[u8] = section.bytes.borrow();
     let mut reader = EhFrame::new(bytes, LittleEndian);
-    reader.set_vendor(arch.facts().vendor);
+    reader.set_vendor(image.arch().facts().vendor);
     let frames = Frames {
-        arch,
+        arch: image.arch(),
         section: reader,
         bytes,
         bases: &section.bases,
         ends_at_zero: section.ends_at_zero,
+        code: &|range| code(image, range),
     };
     frames.steps(text, output)
 }
 
-fn debug_frame_steps(
-    arch: Arch,
+fn debug_frame_steps<'a, R: ReadRef<'a>>(
+    image: &Image<'a, R>,
     section: &FrameSection<'_>,
     text: &[Range<u64>],
     output: &mut Output,
 ) -> Steps {
     let bytes: &[u8] = section.bytes.borrow();
     let mut reader = DebugFrame::new(bytes, LittleEndian);
-    reader.set_vendor(arch.facts().vendor);
+    reader.set_vendor(image.arch().facts().vendor);
     let frames = Frames {
-        arch,
+        arch: image.arch(),
         section: reader,
         bytes,
         bases: &section.bases,
         ends_at_zero: section.ends_at_zero,
+        code: &|range| code(image, range),
     };
     frames.steps(text, output)
+}
+
+/// The code of a file at these addresses, so much of it as there is.
+fn code<'a, R: ReadRef<'a>>(image: &Image<'a, R>, range: Range<u64>) -> &'a [u8] {
+    image
+        .bytes_at(range.start, range.end - range.start)
+        .unwrap_or_default()
 }
 
 /// Makes rows: padding belongs to the row before it, all else that is not known has no rule.

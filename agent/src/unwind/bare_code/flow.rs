@@ -350,7 +350,11 @@ fn jump_table(table: &[u8], addr: u64, range: &Range<u64>) -> Vec<u64> {
 }
 
 /// The instructions of code at an address.
-fn instructions(arch: Arch, code: &[u8], start: u64) -> impl Iterator<Item = (u64, Instruction)> {
+pub(in crate::unwind) fn instructions(
+    arch: Arch,
+    code: &[u8],
+    start: u64,
+) -> impl Iterator<Item = (u64, Instruction)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = code.get(at..).filter(|rest| !rest.is_empty())?;

@@ -6,12 +6,12 @@ use framehop::{
     ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder,
     x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64},
 };
-use hotspan_abi::unwind::{BASE_ALIGNED, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
+use hotspan_abi::unwind::{BASE_ALIGNED, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
 use hotspan_ebpf::{arch::X86_64, unwind::Registers};
 use object::{Object, ObjectSection};
 
 use super::*;
-use crate::unwind::{Reason, chains, show::Shown, table};
+use crate::unwind::{Arch, Reason, chains, show::Shown, table};
 
 /// Program headers, section names and the like come before this; text is from here on.
 const TEXT: u64 = 0x1000;
@@ -742,7 +742,11 @@ fn check_expressions(path: &str, wide: &[WideRule]) {
         .args(["--wide", "--debug-dump=frames,no-follow-links", path])
         .output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
-    for rule in wide.iter().filter(|rule| rule.cfa_is_read == 1) {
+    // What lies below the stack pointer is where a called function has saved a register.
+    let is_expression = |rule: &&WideRule| {
+        rule.cfa_is_read == 1 && (rule.cfa_base != BASE_SP || rule.cfa_offset >= 0)
+    };
+    for rule in wide.iter().filter(is_expression) {
         let bases = [
             "DW_OP_breg7 (rsp)",
             "DW_OP_breg6 (rbp)",
@@ -827,7 +831,7 @@ fn gaps_of(file: &[u8]) -> Vec<Range<u64>> {
     let image = Image::parse(file).unwrap();
     let section = image.eh_frame().unwrap();
     let text = image.text();
-    let steps = eh_frame_steps(image.arch(), &section, &text, &mut Output::default());
+    let steps = eh_frame_steps(&image, &section, &text, &mut Output::default());
     steps.gaps(&text, PADDING_BYTES)
 }
 
