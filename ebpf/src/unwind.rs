@@ -295,10 +295,15 @@ impl Unwinder {
         if context & 7 != 0 {
             return Step::Stop(StopReason::NoUnwindTable);
         }
-        let fp = self.window.word(context.wrapping_add(FP), memory);
-        let sp = self.window.word(context.wrapping_add(SP), memory);
-        let ip = self.window.word(context.wrapping_add(IP), memory);
-        let (Some(fp), Some(sp), Some(ip)) = (fp, sp, ip) else {
+        // One after the other: of words that are looked at together LLVM moves those that were not
+        // read around, too, which kernels before 6.3 refuse.
+        let Some(fp) = self.window.word(context.wrapping_add(FP), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(sp) = self.window.word(context.wrapping_add(SP), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(ip) = self.window.word(context.wrapping_add(IP), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
         self.registers.fp = fp;

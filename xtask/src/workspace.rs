@@ -26,11 +26,26 @@ pub fn root() -> PathBuf {
     manifest_dir.parent().unwrap_or(&manifest_dir).to_owned()
 }
 
+/// The folder that cargo builds into.
+pub fn target() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target)
+}
+
 /// Cargo, run in the workspace: the one that runs us, so that all steps use one compiler.
+///
+/// Without what it told us about our own package: some build scripts, such as that of ring, would
+/// run anew because it changed, and back again when cargo is run by hand.
 pub fn cargo() -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 
