@@ -87,6 +87,24 @@ pub fn read_kernel<T: Copy>(addr: u64) -> Option<T> {
     Some(unsafe { value.assume_init() })
 }
 
+/// Reads a word of the kernel's; 0 when the address is bad, as the one that a word 0 leads to is.
+///
+/// For chains of pointers in a loop: looking at every failure would double the verifier's paths each
+/// time, and Linux 6.1 gives up on 16 rounds of that.
+#[inline(always)]
+pub fn kernel_word(addr: u64) -> u64 {
+    let mut word = 0_u64;
+    // SAFETY: the helper writes exactly a word, and clears it when it fails.
+    unsafe {
+        raw::bpf_probe_read_kernel(
+            (&raw mut word).cast::<c_void>(),
+            size_of::<u64>() as u32,
+            addr as *const c_void,
+        )
+    };
+    word
+}
+
 /// Address of the saved user registers of the running task (kernel 5.15 and later).
 #[inline(always)]
 pub fn current_task_pt_regs() -> u64 {

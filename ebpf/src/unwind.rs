@@ -460,11 +460,21 @@ impl Unwinder {
             return Step::Stop(StopReason::NoUnwindTable);
         }
         let places = M::Arch::SIGNAL_FRAME;
-        let mut word = |place: u64| self.window.word(frame.wrapping_add(place), memory);
-        let (fp, link, aligned) = (word(places.fp), word(places.link), word(places.aligned));
-        let (Some(fp), Some(link), Some(aligned), Some(sp), Some(ip)) =
-            (fp, link, aligned, word(places.sp), word(places.ip))
-        else {
+        // One after the other: of words that are looked at together LLVM moves those that were not
+        // read around, too, which kernels before 6.3 refuse.
+        let Some(fp) = self.window.word(frame.wrapping_add(places.fp), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(link) = self.window.word(frame.wrapping_add(places.link), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(aligned) = self.window.word(frame.wrapping_add(places.aligned), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(sp) = self.window.word(frame.wrapping_add(places.sp), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(ip) = self.window.word(frame.wrapping_add(places.ip), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
         if !self.may_go_to(sp) {

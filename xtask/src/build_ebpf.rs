@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use serde::Deserialize;
 
 use crate::{command, workspace};
 use digest::Record;
@@ -37,7 +38,8 @@ pub struct Args {
 }
 
 /// A machine that hotspan runs on. eBPF is the same everywhere, but `pt_regs` is not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Arch {
     /// 64-bit x86.
     #[value(name = "x86_64")]
@@ -64,8 +66,16 @@ impl Arch {
         }
     }
 
-    /// What aya's `bpf_target_arch` calls it.
-    fn name(self) -> &'static str {
+    /// What Debian calls it.
+    pub fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// What Rust calls it, and aya's `bpf_target_arch`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",

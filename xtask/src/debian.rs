@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::command;
 
@@ -76,6 +76,19 @@ fn apt_get() -> Command {
     command
 }
 
+/// The name of Debian's release that runs here, such as `bookworm`; an error on other systems.
+pub fn codename() -> Result<String> {
+    let path = "/etc/os-release";
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    parse_codename(&text).context("this is no Debian")
+}
+
+fn parse_codename(os_release: &str) -> Option<String> {
+    let value = |key| os_release.lines().find_map(|line| line.strip_prefix(key));
+    (value("ID=")? == "debian").then_some(())?;
+    value("VERSION_CODENAME=").map(str::to_owned)
+}
+
 /// Whether we run as root. The owner of a process's folder in /proc is its effective user.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|folder| folder.uid() == 0)
@@ -84,6 +97,13 @@ pub fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_debian_has_a_codename() {
+        let text = "NAME=\"Debian\"\nVERSION_CODENAME=trixie\nID=debian\n";
+        assert_eq!(parse_codename(text).as_deref(), Some("trixie"));
+        assert_eq!(parse_codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
+    }
 
     #[test]
     fn a_package_counts_as_there_when_its_program_or_file_is() {

@@ -11,6 +11,7 @@ mod check;
 mod collector;
 mod command;
 mod debian;
+mod kernels;
 mod overhead;
 mod steps;
 mod test;
@@ -27,8 +28,10 @@ enum Verb {
     BuildEbpf(build_ebpf::Args),
     /// Formatting, lints, layers, dependency audit, docs and unit tests; needs no root.
     Check,
-    /// Everything: check, the eBPF object from source, live tests on this kernel; needs root.
+    /// Everything: check, the eBPF object from source, live tests on this kernel and others; needs root.
     Test(test::Args),
+    /// Smoke tests on other kernels, in virtual machines; needs no root.
+    Kernels(kernels::Args),
     /// Build the pinned OpenTelemetry Collector into the cache, and print its path.
     Collector,
     /// What hotspan costs, against its promises and beside perf; needs root.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Check => check::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Kernels(args) => kernels::run(&args),
         Verb::Collector => collector::run(),
         Verb::Overhead(args) => overhead::run(&args),
     };

@@ -16,7 +16,7 @@ mod bpf_time;
 mod brief;
 mod kernel;
 mod one_process;
-mod proc_files;
+pub mod proc_files;
 mod profile;
 mod report;
 mod start;

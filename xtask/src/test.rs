@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything, on the real kernel.
 //!
-//! In: the working tree, root, a kernel with BTF. Out: check's lines, then those of the live
-//! tests. What is missing on a fresh Debian is installed.
+//! In: the working tree, root, a kernel with BTF. Out: check's lines, those of the live tests, and
+//! those of the other kernels. What is missing on a fresh Debian is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build_ebpf::Arch;
 use crate::debian::{self, Package};
 use crate::steps::Steps;
-use crate::{build_ebpf, check, collector, command, workspace};
+use crate::{build_ebpf, check, collector, command, kernels, workspace};
 
 /// Arguments of the verb.
 #[derive(clap::Args)]
@@ -57,7 +58,14 @@ pub fn run(args: &Args) -> Result<()> {
     steps.finish()?;
 
     println!("live tests");
-    command::visible(&mut live_tests(&object, &args.filter)?)
+    let live = command::visible(&mut live_tests(&object, &args.filter)?);
+    // Named tests are asked for alone.
+    if args.filter.is_empty() {
+        println!("kernels");
+        kernels::boot_all(Arch::host(), &[], Some(&object)).and(live)?;
+        return Ok(());
+    }
+    live
 }
 
 fn check_kernel() -> Result<()> {
@@ -104,8 +112,7 @@ pub fn release_build() -> Result<String> {
 
 /// Where [`release_build`] leaves it.
 pub fn binary() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    workspace::root().join(target).join("release/hotspan")
+    workspace::target().join("release/hotspan")
 }
 
 /// The live tests, one at a time: each measures the whole machine.

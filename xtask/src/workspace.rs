@@ -26,6 +26,12 @@ pub fn root() -> PathBuf {
     manifest_dir.parent().unwrap_or(&manifest_dir).to_owned()
 }
 
+/// The folder that cargo builds into.
+pub fn target() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target)
+}
+
 /// Cargo, run in the workspace: the one that runs us, so that all steps use one compiler.
 ///
 /// What it told us of ourselves is left out: build scripts that look at such variables would run anew

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{PerfEvent, ProgramError, RawTracePoint},
+    programs::{PerfEvent, ProgramError, ProgramInfo, RawTracePoint},
 };
 use hotspan_abi::{
     counters::{COUNTERS, Counter},
@@ -305,8 +305,19 @@ fn attach_raw_tracepoint(programs: &mut Ebpf, tracepoint: &str) -> Result<()> {
         .with_context(|| format!("the eBPF object has no program {name}"))?
         .try_into()?;
     program.load().map_err(|error| refused(name, error))?;
+    tell_cost(name, program.info());
     program.attach(tracepoint)?;
     Ok(())
+}
+
+/// Tells what the verifier spent on a program; kernels before 5.16 keep that to themselves.
+fn tell_cost(name: &str, info: Result<ProgramInfo, ProgramError>) {
+    let verified_instructions = info.ok().and_then(|info| info.verified_instruction_count());
+    tracing::info!(
+        program = name,
+        verified_instructions,
+        "the kernel took a program"
+    );
 }
 
 /// One sentence about a program the kernel did not take. What its verifier says is long, and for
@@ -338,6 +349,7 @@ fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<
         .context("the eBPF object has no program sample")?
         .try_into()?;
     program.load().map_err(|error| refused("sample", error))?;
+    tell_cost("sample", program.info());
     let fd = program.fd()?;
     cpus.iter()
         .map(|&cpu| Sampler::open(cpu, rate_hz, fd.as_fd()))

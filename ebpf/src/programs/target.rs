@@ -6,7 +6,7 @@ use hotspan_abi::{
 };
 
 use crate::{
-    kernel_calls::{current_task, read_kernel},
+    kernel_calls::{current_task, kernel_word},
     maps::{TARGET_CGROUP, TARGET_MODE, TARGETS, offset_of},
 };
 
@@ -36,25 +36,24 @@ pub fn target_flags(pid: u32) -> u32 {
 /// that the target is in. A v2 `struct cgroup` starts with its own state, so its address is one.
 #[inline(always)]
 fn is_in_cgroup(target: u64) -> bool {
-    let Some(set) = read_kernel::<u64>(current_task() + offset_of!(task_cgroups)) else {
-        return false;
-    };
-    let mut state = read_kernel::<u64>(set + offset_of!(css_set_member)).unwrap_or(0);
+    let set = kernel_word(current_task() + offset_of!(task_cgroups));
+    let mut state = kernel_word(set + offset_of!(css_set_member));
     for _ in 0..MAX_CGROUP_LEVELS {
         if state == 0 {
             return false;
         }
-        if cgroup_id(state) == Some(target) {
+        if cgroup_id(state) == target {
             return true;
         }
-        state = read_kernel::<u64>(state + offset_of!(css_parent)).unwrap_or(0);
+        state = kernel_word(state + offset_of!(css_parent));
     }
     false
 }
 
+/// No cgroup has the id 0.
 #[inline(always)]
-fn cgroup_id(state: u64) -> Option<u64> {
-    let cgroup = read_kernel::<u64>(state + offset_of!(css_cgroup))?;
-    let node = read_kernel::<u64>(cgroup + offset_of!(cgroup_kn))?;
-    read_kernel::<u64>(node + offset_of!(kernfs_id))
+fn cgroup_id(state: u64) -> u64 {
+    let cgroup = kernel_word(state + offset_of!(css_cgroup));
+    let node = kernel_word(cgroup + offset_of!(cgroup_kn));
+    kernel_word(node + offset_of!(kernfs_id))
 }
