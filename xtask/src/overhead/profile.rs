@@ -17,40 +17,6 @@ pub struct Counts {
     pub expected: f64,
     /// In the profile.
     pub kept: f64,
-    /// With a stack that reaches the thread's first function.
-    pub rooted: f64,
-    /// With a name for every frame.
-    pub named: f64,
-}
-
-/// The samples of a folded profile, added up.
-#[derive(Default)]
-pub struct Depths {
-    /// Samples.
-    pub samples: u64,
-    /// Frames in user space.
-    pub user_frames: u64,
-    /// Samples that were taken inside the kernel.
-    pub kernel_samples: u64,
-    /// Frames in the kernel.
-    pub kernel_frames: u64,
-}
-
-impl Depths {
-    /// Adds the lines `comm;root;…;leaf COUNT` of `folded`.
-    pub fn add(&mut self, folded: &str) -> Result<()> {
-        for line in folded.lines() {
-            let (stack, count) = line.rsplit_once(' ').context("a folded line has a count")?;
-            let count: u64 = count.parse().context("a folded line ends in a number")?;
-            let frames = stack.split(';').skip(1);
-            let kernel = frames.clone().filter(|f| f.ends_with("_[k]")).count() as u64;
-            self.samples += count;
-            self.kernel_frames += count * kernel;
-            self.kernel_samples += if kernel > 0 { count } else { 0 };
-            self.user_frames += count * (frames.count() as u64 - kernel);
-        }
-        Ok(())
-    }
 }
 
 #[derive(Deserialize)]
@@ -102,17 +68,6 @@ pub fn sample_times(otlp_json: &str) -> Result<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn frames_of_both_sides_are_counted_apart() {
-        let mut depths = Depths::default();
-        depths
-            .add("a b;_start;main;burn 3\na b;main;read;vfs_read_[k] 2\n")
-            .unwrap();
-        assert_eq!(depths.samples, 5);
-        assert_eq!(depths.user_frames, 3 * 3 + 2 * 2);
-        assert_eq!((depths.kernel_samples, depths.kernel_frames), (2, 2));
-    }
 
     #[test]
     fn sample_times_come_in_order() {
