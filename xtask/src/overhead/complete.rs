@@ -52,7 +52,11 @@ fn record(bench: &Bench, target: &Target, found: &mut Found) -> Result<()> {
         let (rate, seconds) = (RATE_HZ.to_string(), format!("{}s", duration.as_secs()));
         let args = ["--pid", &pid, "--rate", &rate, "--duration", &seconds];
         let (_, stacks) = bench.record_stacks(&args, |_| Ok(()))?;
-        found.ours.push(judge(&stacks));
+        let ours = judge(&stacks);
+        for (stack, count) in ours.commonest_wrong() {
+            eprintln!("{}: {count} times {stack}", target.name);
+        }
+        found.ours.push(ours);
         if round > 0 {
             continue;
         }

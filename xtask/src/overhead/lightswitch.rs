@@ -2,8 +2,8 @@
 //!
 //! It is built once, from crates.io. Two things that it needs and this kernel may lack are given to
 //! it alone, and are gone when it ends: a debugfs, in a mount namespace of its own, and
-//! `/proc/modules`, by a library that is loaded into it. It keeps tables in `/tmp`; for it, that is
-//! a folder of ours.
+//! `/proc/modules`, by a library that is loaded into it. It keeps tables in `/tmp`, which are
+//! removed too: it starts as hotspan does, which keeps none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,14 +87,16 @@ fn install(folder: &Path) -> Result<()> {
     built.map(drop)
 }
 
-/// Gives it what it needs, in its own mount namespace: `$1` is its /tmp.
+/// Where it keeps tables.
+const ITS_CACHE: &str = "/tmp/lightswitch";
+
+/// Gives it what it needs, in its own mount namespace: `$1` is the library without modules.
 const SURROUNDINGS: &str = r#"
     set -e
     [ -d /sys/kernel/debug/tracing ] || mount -t debugfs debugfs /sys/kernel/debug
     [ -d /sys/kernel/debug/tracing/events ] || mount -t tracefs tracefs /sys/kernel/debug/tracing
-    mount --bind "$1" /tmp
-    [ -e /proc/modules ] || export LD_PRELOAD="$2"
-    shift 2
+    [ -e /proc/modules ] || export LD_PRELOAD="$1"
+    shift
     exec "$@"
 "#;
 
@@ -123,9 +125,8 @@ impl Bench {
         duration: Duration,
         watch: impl FnOnce(u32) -> Result<T>,
     ) -> Result<(Run<T>, Vec<Stack>)> {
-        let (tmp, folder) = (self.file("lightswitch-tmp"), self.file("lightswitch"));
+        let folder = self.file("lightswitch");
         let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&tmp)?;
         fs::create_dir_all(&folder)?;
         let mut command = Command::new("unshare");
         command
@@ -138,7 +139,7 @@ impl Bench {
                 SURROUNDINGS,
                 "sh",
             ])
-            .args([&tmp, &lightswitch.no_modules, &lightswitch.program])
+            .args([&lightswitch.no_modules, &lightswitch.program])
             .args(["--duration", &duration.as_secs().to_string()])
             .args(["--sample-freq", &rate_hz.to_string()])
             .args(["--profile-format", "pprof", "--profile-name", "profile.pb"])
@@ -146,7 +147,12 @@ impl Bench {
         if let Some(pid) = pid {
             command.args(["--pids", &pid.to_string()]);
         }
-        let run = self.run_well(&mut command, Path::new(NOWHERE), watch)?;
+        let had_cache = Path::new(ITS_CACHE).exists();
+        let run = self.run_well(&mut command, Path::new(NOWHERE), watch);
+        if !had_cache {
+            let _ = fs::remove_dir_all(ITS_CACHE);
+        }
+        let run = run?;
         let folded = self.file("lightswitch.folded");
         command::output(Command::new(&self.hotspan).arg("flamegraph").args([
             &folder.join("profile.pb"),

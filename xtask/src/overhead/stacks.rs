@@ -2,6 +2,9 @@
 //!
 //! Judged from outside, by names alone: what a profiler says of its own stacks does not count.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 
 /// Equal samples.
@@ -128,7 +131,7 @@ pub struct Chain {
 }
 
 /// Samples counted.
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 pub struct Completeness {
     /// All.
     pub samples: u64,
@@ -138,6 +141,8 @@ pub struct Completeness {
     pub known: u64,
     /// Of these, with exactly that stack.
     pub exact: u64,
+    /// The user parts of those that are not rooted or not exact, as folded text.
+    wrong: BTreeMap<String, u64>,
 }
 
 impl Completeness {
@@ -149,6 +154,9 @@ impl Completeness {
             let is_rooted = stack.is_rooted(roots);
             found.samples += stack.count;
             found.rooted += if is_rooted { stack.count } else { 0 };
+            if !is_rooted {
+                *found.wrong.entry(stack.user.join(";")).or_default() += stack.count;
+            }
             let (Some(chain), Some(above), Some(leaf)) = (chain, above, stack.user.last()) else {
                 continue;
             };
@@ -177,6 +185,17 @@ impl Completeness {
         found
     }
 
+    /// The commonest of the wrong stacks, with their counts.
+    pub fn commonest_wrong(&self) -> impl Iterator<Item = (&str, u64)> {
+        let mut wrong: Vec<_> = self
+            .wrong
+            .iter()
+            .map(|(stack, count)| (&**stack, *count))
+            .collect();
+        wrong.sort_by_key(|(_, count)| Reverse(*count));
+        wrong.into_iter().take(3)
+    }
+
     /// Hundredths that are rooted.
     pub fn rooted_percent(&self) -> f64 {
         self.rooted as f64 / self.samples as f64 * 100.0
@@ -190,7 +209,7 @@ impl Completeness {
 
 /// How many functions mostly stand between the root and the chain.
 fn usual_above(stacks: &[Stack], chain: Chain) -> usize {
-    let mut counts = std::collections::BTreeMap::<usize, u64>::new();
+    let mut counts = BTreeMap::<usize, u64>::new();
     for stack in stacks {
         let first = chain.functions[0];
         if let Some(place) = stack.user.iter().position(|name| is_like(name, first)) {
