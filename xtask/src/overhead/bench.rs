@@ -166,12 +166,12 @@ impl Bench {
         self.start(&mut self.load_command(frames, &args))
     }
 
-    /// A program that stays on the CPU for single workloads, and dies with us.
-    pub fn on_its_cpu(&self, program: &Command) -> Command {
+    /// A program that stays on one CPU, and dies with us.
+    pub fn on_cpu(&self, cpu: u32, program: &Command) -> Command {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "taskset", "--cpu-list"])
-            .arg(self.cpu().to_string())
+            .arg(cpu.to_string())
             .arg(program.get_program())
             .args(program.get_args());
         command

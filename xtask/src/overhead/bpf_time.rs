@@ -312,8 +312,7 @@ impl Pair {
         let what = format!(
             "BPF time per user-mode sample, {depth} frames without frame pointers ({frames:.1} found)"
         );
-        let lowest = |values: &Values| Values::new(Unit::Microseconds, [values.lowest()]);
-        let (lowest_ours, lowest_theirs) = (lowest(&ours), lowest(&lightswitch));
+        let (lowest, lowest_theirs) = (ours.lowest(), lightswitch.lowest());
         let share = ours.median() / lightswitch.median() * 100.0;
         let share = Values::new(Unit::Percent, (!share.is_nan()).then_some(share));
         let unfit = if frames < f64::from(depth) * 0.99 {
@@ -325,7 +324,7 @@ impl Pair {
         };
         let mut rows = [
             Row::promise(what, ours, Bound::AtMost(limit_us)).beside_lightswitch(lightswitch),
-            Row::fact("– the lowest half second", lowest_ours).beside_lightswitch(lowest_theirs),
+            Row::fact("– the lowest half second", lowest).beside_lightswitch(lowest_theirs),
             Row::promise("– as a part of lightswitch's", share, Bound::AtMost(25.0)),
         ];
         rows.iter_mut().for_each(|row| row.unfit = unfit);

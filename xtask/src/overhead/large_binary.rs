@@ -1,12 +1,13 @@
-//! The largest program that Debian has, Chromium: what its unwind tables cost, and that recording
+//! The largest files that programs have mapped: what their unwind tables cost, and that recording
 //! goes on while they are made.
 //!
-//! A process maps Chromium's executable, as Chromium does, and hotspan sees it for the first time:
-//! what hotspan uses from then on until it is calm again is what the tables cost, all in all. Two
-//! other processes are recorded meanwhile: one that it knows, and one that starts just then.
+//! A process maps such a file, as programs do, and hotspan sees it for the first time: what hotspan
+//! uses from then on until it is calm again is what the tables cost, all in all. Two other processes
+//! are recorded meanwhile: one that it knows, and one that starts just then.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,48 +18,79 @@ use super::bench::{self, Bench, Frames};
 use super::proc_files::{SamplingPrograms, cpu_time};
 use super::profile;
 use super::report::{Bound, Row, Unit, Values};
-use super::stacks::{Completeness, Stack};
-use super::targets::{TARGETS, Target};
-
-const PROGRAM: &str = "/usr/lib/chromium/chromium";
+use super::targets::{self, LIBC_ROOTS};
+use crate::command;
 
 const RATE_HZ: f64 = 99.0;
 
-/// Measures time and size, and the other processes.
+/// Seconds of CPU time that tables may take.
+const CPU_BOUND: Bound = Bound::AtMost(2.0);
+
+/// Measures time and size, and the other processes; also after a file that cannot be measured.
 pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (name, path) in [
+        // Most of its code has no unwind information, but keeps the frame pointer.
+        ("Chromium", PathBuf::from("/usr/lib/chromium/chromium")),
+        // Larger tables than any program's in Debian, and wherever we run.
+        ("the Rust compiler", compiler()?),
+    ] {
+        match measure_file(bench, name, &path) {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => {
+                eprintln!("cannot measure the tables for {name}: {error:#}");
+                let nothing = Values::new(Unit::Seconds, []);
+                rows.push(Row::promise(
+                    format!("tables for {name}"),
+                    nothing,
+                    CPU_BOUND,
+                ));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The library that is most of the Rust compiler.
+fn compiler() -> Result<PathBuf> {
+    let folder = command::text(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let files = fs::read_dir(Path::new(&folder).join("lib"))?;
+    files
+        .filter_map(|file| Some(file.ok()?.path()))
+        .find(|path| path.to_string_lossy().contains("librustc_driver-"))
+        .with_context(|| format!("{folder} has no compiler"))
+}
+
+fn measure_file(bench: &Bench, name: &str, path: &Path) -> Result<[Row; 5]> {
     let runs = (0..bench.rounds())
-        .map(|_| record(bench))
+        .map(|_| record(bench, path))
         .collect::<Result<Vec<_>>>()?;
-    let megabytes = fs::metadata(PROGRAM)?.len() / 1_000_000;
+    let megabytes = fs::metadata(path)?.len() / 1_000_000;
+    let (row_count, bytes) = size(bench, path)?;
     let percent = |value: fn(&Seen) -> f64| Values::new(Unit::Percent, runs.iter().map(value));
-    Ok(vec![
+    Ok([
         Row::promise(
-            format!("tables for Chromium ({megabytes} MB): CPU time until they are in place"),
+            format!("tables for {name} ({megabytes} MB, {row_count} rows): CPU time"),
             Values::new(Unit::Seconds, runs.iter().map(|seen| seen.tables_s)),
-            Bound::AtMost(2.0),
+            CPU_BOUND,
         ),
         Row::promise(
-            "– bytes of tables for each row",
-            Values::new(Unit::Bytes, [bytes_per_row(bench)?]),
+            "– bytes of them for each row",
+            Values::new(Unit::Bytes, [bytes / row_count]),
             Bound::AtMost(8.0),
         ),
         Row::promise(
-            "– meanwhile, samples kept of a process that was known",
-            percent(|seen| seen.known_kept),
+            "– meanwhile, samples kept of another process",
+            percent(|seen| seen.kept),
             Bound::AtLeast(99.0),
         ),
         Row::promise(
-            "– rooted",
-            percent(|seen| seen.known_rooted),
+            "– meanwhile, rooted stacks of another process",
+            percent(|seen| seen.rooted),
             Bound::AtLeast(99.0),
         ),
         Row::promise(
-            "– meanwhile, samples kept of a process that starts",
-            percent(|seen| seen.new_kept),
-            Bound::AtLeast(99.0),
-        ),
-        Row::promise(
-            "– rooted",
+            "– the same of one that starts just then",
             percent(|seen| seen.new_rooted),
             Bound::AtLeast(99.0),
         ),
@@ -68,81 +100,86 @@ pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
 /// What one recording showed; shares in hundredths.
 struct Seen {
     tables_s: f64,
-    known_kept: f64,
-    known_rooted: f64,
-    new_kept: f64,
+    kept: f64,
+    rooted: f64,
     new_rooted: f64,
 }
 
 /// What was seen while it recorded.
 struct Meanwhile {
     tables: Duration,
-    /// When we looked first and last, in nanoseconds since 1970, and what the known process used
+    /// When we looked first and last, in nanoseconds since 1970, and what the other process used
     /// between.
     window_ns: [u64; 2],
-    known_cpu: Duration,
-    new_cpu: Duration,
+    cpu: Duration,
+    new_pid: u32,
 }
 
-fn record(bench: &Bench) -> Result<Seen> {
-    let (known, new) = (&TARGETS[0], &TARGETS[4]);
-    let load = known.start(bench)?;
-    let name = fs::read_to_string(format!("/proc/{}/comm", load.pid()))?;
-    let name = name.trim_end();
+fn record(bench: &Bench, path: &Path) -> Result<Seen> {
+    let new = targets::RUST.build(bench)?;
+    if is_mapped(path)? {
+        bail!("a process has {} mapped already", path.display());
+    }
+    let load = bench.load(Frames::NoPointers, "stack", bench.cpu(), 8)?;
     let otlp = bench.file("large-binary.otlp.json");
-    let filter = "^known_";
-    let args = [
-        "--all",
-        "--comm",
-        filter,
-        "--duration",
-        "14s",
-        "--output",
-        bench::arg(&otlp)?,
-    ];
-    let (run, stacks) = bench.record_stacks(&args, |pid| map_it(bench, pid, load.pid(), new))?;
-    let (of_known, of_new): (Vec<_>, Vec<_>) =
-        stacks.into_iter().partition(|stack| stack.process == name);
-    let count = |stacks: &[Stack]| stacks.iter().map(|stack| stack.count).sum::<u64>();
-    let rooted = |stacks: &[Stack], target: &Target| {
-        Completeness::of(stacks, target.roots, None).rooted_percent()
-    };
-    // Those of the new process are in the same file; all of them are between our looks.
-    let times = profile::sample_times(&fs::read_to_string(&otlp)?)?;
+    let args = ["--all", "--duration", "12s", "--output", bench::arg(&otlp)?];
+    let run = bench.record(&args, |pid| map_it(bench, path, pid, load.pid(), &new))?;
+    let samples = profile::samples(&fs::read_to_string(&otlp)?)?;
     let [first, last] = run.seen.window_ns;
-    let between = times
-        .iter()
-        .filter(|&&time| first < time && time <= last)
-        .count() as u64;
-    let kept = |samples: u64, cpu: Duration| samples as f64 / (cpu.as_secs_f64() * RATE_HZ) * 100.0;
-    let new_samples = count(&of_new);
+    let of = |pid| {
+        let samples = samples.iter().filter(move |sample| sample.pid == pid);
+        let between = samples.filter(|sample| first < sample.time_ns && sample.time_ns <= last);
+        let between: Vec<_> = between.collect();
+        let rooted = between
+            .iter()
+            .filter(|sample| LIBC_ROOTS.contains(&&*sample.root));
+        let rooted = rooted.count() as f64;
+        let count = between.len() as f64;
+        (count, rooted / count * 100.0)
+    };
+    let (known, rooted) = of(load.pid());
     Ok(Seen {
         tables_s: run.seen.tables.as_secs_f64(),
-        known_kept: kept(between.saturating_sub(new_samples), run.seen.known_cpu),
-        known_rooted: rooted(&of_known, known),
-        new_kept: kept(new_samples, run.seen.new_cpu),
-        new_rooted: rooted(&of_new, new),
+        kept: known / (run.seen.cpu.as_secs_f64() * RATE_HZ) * 100.0,
+        rooted,
+        new_rooted: of(run.seen.new_pid).1,
     })
 }
 
-/// Has a process map the program while `hotspan` records, starts another one, and waits until
+/// Whether some process has the file mapped, which hotspan would know from its start.
+fn is_mapped(path: &Path) -> Result<bool> {
+    let path = path.canonicalize()?;
+    let path = path.to_string_lossy();
+    let processes = fs::read_dir("/proc")?.flatten();
+    Ok(processes
+        .filter_map(|process| fs::read_to_string(process.path().join("maps")).ok())
+        .any(|maps| maps.lines().any(|line| line.ends_with(&*path))))
+}
+
+/// Has a process map the file while `hotspan` records, starts a new program, and waits until
 /// `hotspan` is calm again.
-fn map_it(bench: &Bench, hotspan: u32, known: u32, new: &Target) -> Result<Meanwhile> {
+fn map_it(
+    bench: &Bench,
+    path: &Path,
+    hotspan: u32,
+    known: u32,
+    new: &Command,
+) -> Result<Meanwhile> {
     SamplingPrograms::wait_for(hotspan)?;
     sleep(Duration::from_secs(2));
+    // The known process has the bench's CPU for itself.
+    let cpu = bench.cpus[0];
     let (start_ns, known_before) = (now_ns()?, cpu_time(known)?);
     let before = cpu_time(hotspan)?;
-    let args = ["map", &bench.cpu().to_string(), PROGRAM];
+    let args = ["map", &cpu.to_string(), bench::arg(path)?];
     let _mapper = bench.start(&mut bench.load_command(Frames::NoPointers, &args))?;
-    let new = new.start(bench)?;
-    let tables = wait_until_calm(hotspan)? - before;
-    let (new_cpu, known_cpu) = (cpu_time(new.pid())?, cpu_time(known)? - known_before);
-    let window_ns = [start_ns, now_ns()?];
+    let new = bench.start(&mut bench.on_cpu(cpu, new))?;
+    let tables = wait_until_calm(hotspan)?.saturating_sub(before);
     Ok(Meanwhile {
         tables,
-        window_ns,
-        known_cpu,
-        new_cpu,
+        cpu: cpu_time(known)? - known_before,
+        window_ns: [start_ns, now_ns()?],
+        new_pid: new.pid(),
     })
 }
 
@@ -160,7 +197,7 @@ fn wait_until_calm(pid: u32) -> Result<Duration> {
             return Ok(now);
         }
         if start.elapsed() > PATIENCE {
-            bail!("hotspan is busy with Chromium's tables for more than {PATIENCE:?}");
+            bail!("hotspan is busy with the tables for more than {PATIENCE:?}");
         }
         used = now;
     }
@@ -170,22 +207,22 @@ fn now_ns() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64)
 }
 
-/// What `show-unwind` says of the tables' size in its last lines.
-fn bytes_per_row(bench: &Bench) -> Result<f64> {
+/// How many rows `show-unwind` finds, and how many bytes of tables.
+fn size(bench: &Bench, path: &Path) -> Result<(f64, f64)> {
     const TAIL: i64 = 4096;
     let output = bench.file("show-unwind.txt");
     let mut command = Command::new(&bench.hotspan);
-    bench.run_well(command.args(["show-unwind", PROGRAM]), &output, |_| Ok(()))?;
+    bench.run_well(command.arg("show-unwind").arg(path), &output, |_| Ok(()))?;
     let mut file = File::open(&output)?;
     file.seek(SeekFrom::End(-TAIL.min(file.metadata()?.len() as i64)))?;
     let mut tail = Vec::new();
     file.read_to_end(&mut tail)?;
-    fs::remove_file(&output)?; // Rows of this program are hundreds of megabytes.
+    fs::remove_file(&output)?; // It is large.
     parse_size(&String::from_utf8_lossy(&tail)).context("show-unwind tells no size of the tables")
 }
 
-/// `N rows, … B bytes of tables, …` → B / N.
-fn parse_size(text: &str) -> Option<f64> {
+/// `N rows, … B bytes of tables, …` → (N, B).
+fn parse_size(text: &str) -> Option<(f64, f64)> {
     let line = text
         .lines()
         .find(|line| line.contains(" bytes of tables"))?;
@@ -193,7 +230,7 @@ fn parse_size(text: &str) -> Option<f64> {
         let number = line.split(unit).next()?.rsplit(' ').next()?;
         number.parse::<f64>().ok()
     };
-    Some(before(" bytes of tables")? / before(" rows")?)
+    Some((before(" rows")?, before(" bytes of tables")?))
 }
 
 #[cfg(test)]
@@ -204,7 +241,7 @@ mod tests {
     fn size_of_the_tables_is_read_from_the_summary() {
         let text =
             "0040 rsp+8\n\n200 rows, 3 wide rules, 1300 bytes of tables, 6.5 bytes per row\n";
-        assert_eq!(parse_size(text), Some(6.5));
+        assert_eq!(parse_size(text), Some((200.0, 1300.0)));
         assert_eq!(parse_size("200 rows\n"), None);
     }
 }

@@ -66,9 +66,9 @@ impl Values {
         }
     }
 
-    /// The lowest; not a number when there is none.
-    pub fn lowest(&self) -> f64 {
-        self.sorted.first().copied().unwrap_or(f64::NAN)
+    /// The lowest alone.
+    pub fn lowest(&self) -> Self {
+        Self::new(self.unit, self.sorted.first().copied())
     }
 
     fn to_json(&self) -> Value {

@@ -113,6 +113,15 @@ const fn managed(name: &'static str, source: Source) -> Target {
     }
 }
 
+/// The one in Rust.
+pub const RUST: Target = Target {
+    chain: functions(None, FUNCTIONS),
+    ..managed(
+        "Rust",
+        compiled!("known.rs", "rustc" "--edition=2024" "-O" "-g" "-o"),
+    )
+};
+
 /// All of them. In C, two functions of the C library and `main` stand above the chain.
 pub const TARGETS: [Target; 9] = [
     c("C, 8 frames", &["calls"], functions(Some(3), FUNCTIONS)),
@@ -141,13 +150,7 @@ pub const TARGETS: [Target; 9] = [
             compiled!("known.cpp", "g++" "-O2" "-g" "-fomit-frame-pointer" "-pthread" "-o"),
         )
     },
-    Target {
-        chain: functions(None, FUNCTIONS),
-        ..managed(
-            "Rust",
-            compiled!("known.rs", "rustc" "--edition=2024" "-O" "-g" "-o"),
-        )
-    },
+    RUST,
     Target {
         name: "Go, frameless leaf",
         roots: GO_ROOTS,
@@ -163,8 +166,13 @@ pub const TARGETS: [Target; 9] = [
 ];
 
 impl Target {
-    /// Builds it, and starts it on the bench's CPU.
+    /// Builds it, and starts it on the CPU for single workloads.
     pub fn start(&self, bench: &Bench) -> Result<Load> {
+        bench.start(&mut bench.on_cpu(bench.cpu(), &self.build(bench)?))
+    }
+
+    /// Builds it; the command runs it.
+    pub fn build(&self, bench: &Bench) -> Result<Command> {
         let mut program = match &self.source {
             Source::Compiled {
                 file,
@@ -172,7 +180,7 @@ impl Target {
                 compiler,
             } => {
                 let (source, program) = (bench.file(file), bench.file(&file.replace('.', "_")));
-                build(compiler, &source, text, &program)?;
+                compile(compiler, &source, text, &program)?;
                 Command::new(program)
             }
             Source::Script {
@@ -188,12 +196,12 @@ impl Target {
             }
         };
         program.args(self.args);
-        bench.start(&mut bench.on_its_cpu(&program))
+        Ok(program)
     }
 }
 
 /// Compiles a program.
-fn build(compiler: &[&str], source: &Path, text: &str, program: &Path) -> Result<()> {
+fn compile(compiler: &[&str], source: &Path, text: &str, program: &Path) -> Result<()> {
     fs::write(source, text)?;
     let mut command = Command::new(compiler[0]);
     command
