@@ -166,12 +166,11 @@ impl Bench {
         self.start(&mut self.load_command(frames, &args))
     }
 
-    /// A program that stays on one CPU, and dies with us.
+    /// A program that stays on one CPU.
     pub fn on_cpu(&self, cpu: u32, program: &Command) -> Command {
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new("taskset");
         command
-            .args(["--pdeathsig", "KILL", "taskset", "--cpu-list"])
-            .arg(cpu.to_string())
+            .args(["--cpu-list", &cpu.to_string()])
             .arg(program.get_program())
             .args(program.get_args());
         command
@@ -180,7 +179,7 @@ impl Bench {
     /// Starts a program that prints `ready` when it works, and waits for that.
     pub fn start(&self, command: &mut Command) -> Result<Load> {
         let program = command.get_program().display().to_string();
-        let mut child = command
+        let mut child = kernel::run_first(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -261,7 +260,7 @@ impl Bench {
             .stdout(File::create(output)?)
             .stderr(File::create(self.file("stderr"))?);
         let (start, clock) = (SystemTime::now(), Instant::now());
-        let child = command
+        let child = kernel::run_first(command)
             .spawn()
             .with_context(|| format!("cannot run {}", command.get_program().display()))?;
         let seen = watch(child.id());

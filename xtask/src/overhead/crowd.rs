@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::kernel;
+
 /// Programs that read standard input to its end, with the arguments they need for that.
 const READERS: [(&str, &[&str]); 40] = [
     ("b2sum", &[]),
@@ -106,8 +108,7 @@ impl Crowd {
                 0 => WORKERS[workers % WORKERS.len()],
                 _ => READERS[(place - workers - 1) % READERS.len()],
             };
-            let child = Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", program])
+            let child = kernel::run_first(&mut Command::new(program))
                 .args(args)
                 // Held until the end: nothing comes, and it is not over either.
                 .stdin(Stdio::piped())
