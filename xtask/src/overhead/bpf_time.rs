@@ -11,8 +11,9 @@
 //!   off.
 //! - Noise comes and goes. So profilers and workloads take turns of some seconds.
 //!
-//! Everything is at 99 Hz (97 for lightswitch), where caches are cold when the program runs: a
-//! higher rate would flatter it.
+//! What is judged is at 99 Hz (97 for lightswitch), where caches are cold when the program runs: a
+//! higher rate would flatter it. A high one is shown beside it: there everything is hot, noise hardly
+//! shows, and what is left is the work itself.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ use super::report::{Bound, Row, Unit, Values};
 use super::stacks::Stack;
 
 const RATE_HZ: u32 = 99;
+
+/// Hot, and prime, as lightswitch wants it.
+const HOT_RATE_HZ: u32 = 7919;
 
 /// Frames from `main` to the leaf; three of the C library are above it, which makes 8 and 68.
 const SHORT: u32 = 5;
@@ -47,8 +51,12 @@ pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
         let length = bench.seconds(4, 2);
         turns.empty.extend(measure_empty(bench, length)?);
         turns.other_task.extend(measure_other_task(bench, length)?);
-        turns.short.measure(bench, SHORT, length)?;
-        turns.long.measure(bench, LONG, length)?;
+        let rates = [RATE_HZ, lightswitch::RATE_HZ];
+        turns.short.measure(bench, SHORT, rates, length)?;
+        turns.long.measure(bench, LONG, rates, length)?;
+        let rates = [HOT_RATE_HZ; 2];
+        turns.short_hot.measure(bench, SHORT, rates, length / 2)?;
+        turns.long_hot.measure(bench, LONG, rates, length / 2)?;
         let with_kernel = measure_read(bench, length, &[])?;
         turns.read_frames.extend(with_kernel.stacks);
         turns.read.extend(with_kernel.slices);
@@ -88,21 +96,30 @@ struct Turns {
     other_task: Vec<Slice>,
     short: Pair,
     long: Pair,
+    short_hot: Pair,
+    long_hot: Pair,
     read: Vec<Slice>,
     read_user: Vec<Slice>,
     read_frames: Vec<Stack>,
 }
 
 impl Pair {
-    fn measure(&mut self, bench: &Bench, depth: u32, length: Duration) -> Result<()> {
+    /// `rates` are hotspan's and lightswitch's.
+    fn measure(
+        &mut self,
+        bench: &Bench,
+        depth: u32,
+        rates: [u32; 2],
+        length: Duration,
+    ) -> Result<()> {
         let loads = loads(bench, "busy", depth)?;
-        let turn = record(bench, &loads, length, &[])?;
+        let turn = record(bench, &loads, length, &["--rate", &rates[0].to_string()])?;
         self.ours.extend(turn.slices);
         self.stacks.extend(turn.stacks);
         let whole = WARM_UP * 2 + length;
         let watch = |pid| read_slices(bench, pid, &loads, length);
         // All processes: it can be told one only, and there is nothing else to sample.
-        let recorded = bench.lightswitch(None, lightswitch::RATE_HZ, whole, watch);
+        let recorded = bench.lightswitch(None, rates[1], whole, watch);
         if let Some((run, _)) = recorded {
             self.lightswitch.extend(run.seen);
         }
@@ -249,6 +266,8 @@ impl Turns {
             .map(|ns| ns - empty_ns);
         let mut rows = Vec::from(self.short.rows(SHORT, 2.0, empty_ns));
         rows.extend(self.long.rows(LONG, 5.0, empty_ns));
+        rows.push(self.short_hot.hot_row(SHORT));
+        rows.push(self.long_hot.hot_row(LONG));
         rows.extend([
             Row::fact(
                 "– taken off above: an empty program, measured likewise",
@@ -297,6 +316,16 @@ impl Turns {
 }
 
 impl Pair {
+    /// The time at a high rate. The empty program's is cold: none is taken off.
+    fn hot_row(&self, depth: u32) -> Row {
+        let what = format!(
+            "– {} frames at {HOT_RATE_HZ} Hz, everything hot, nothing taken off",
+            depth + ABOVE_MAIN
+        );
+        Row::fact(what, sample_us(&self.ours, 0.0))
+            .beside_lightswitch(sample_us(&self.lightswitch, 0.0))
+    }
+
     fn rows(&self, depth: u32, limit_us: f64, empty_ns: f64) -> [Row; 3] {
         let depth = depth + ABOVE_MAIN;
         let samples: u64 = self.stacks.iter().map(|stack| stack.count).sum();
