@@ -3,8 +3,9 @@
 //! In: a release build, root, gcc, perf. Out: a table in Markdown, and JSON when asked; the verb
 //! fails when a promise is broken.
 //!
-//! Machines differ and are noisy. So hotspan and perf take turns in one run and are compared with
-//! each other; everything is measured at least three times; medians are judged and spreads shown.
+//! Machines differ and are noisy. So hotspan, perf and lightswitch take turns in one run and are
+//! compared with each other; what hotspan does is measured at least three times; medians are judged
+//! and spreads shown.
 //! CPU time and peak memory are what the kernel tells of the ended process (`wait4`). The files in
 //! `overhead/` say how the rest is measured, one for each subject.
 //!
@@ -14,17 +15,25 @@
 mod bench;
 mod bpf_time;
 mod brief;
+mod complete;
+mod crowd;
 mod kernel;
+mod large_binary;
+mod lightswitch;
 mod one_process;
+mod perf;
 pub mod proc_files;
 mod profile;
 mod report;
+mod stacks;
 mod start;
+mod targets;
 mod whole_host;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -55,7 +64,8 @@ pub struct Args {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measure); 7] = [
+const MEASUREMENTS: [(&str, Measure); 9] = [
+    ("complete-stacks", complete::measure),
     ("first-sample", start::measure_first_sample),
     ("one-second", start::measure_one_second),
     ("one-process", one_process::measure),
@@ -63,6 +73,7 @@ const MEASUREMENTS: [(&str, Measure); 7] = [
     ("many-processes", whole_host::measure_many_processes),
     ("brief-processes", brief::measure),
     ("bpf-time", bpf_time::measure),
+    ("large-binary", large_binary::measure),
 ];
 
 const NAMES: [&str; MEASUREMENTS.len()] = {
@@ -77,9 +88,18 @@ const NAMES: [&str; MEASUREMENTS.len()] = {
 
 #[rustfmt::skip]
 const PACKAGES: &[Package] = &[
-    Package { name: "gcc",        provides: "gcc" },
-    Package { name: "libc6-dev",  provides: "/usr/include/stdio.h" },
-    Package { name: "linux-perf", provides: "perf" },
+    Package { name: "chromium",             provides: "/usr/lib/chromium/chromium" },
+    Package { name: "default-jdk-headless", provides: "javac" },
+    Package { name: "g++",                  provides: "g++" },
+    Package { name: "gcc",                  provides: "gcc" },
+    Package { name: "golang",               provides: "go" },
+    // Names the first functions of threads, by which stacks are judged.
+    Package { name: "libc6-dbg",            provides: "/usr/share/doc/libc6-dbg" },
+    Package { name: "libc6-dev",            provides: "/usr/include/stdio.h" },
+    Package { name: "linux-perf",           provides: "perf" },
+    Package { name: "nodejs",               provides: "node" },
+    Package { name: "perl",                 provides: "perl" },
+    Package { name: "python3",              provides: "/usr/bin/python3" },
 ];
 
 /// Runs the verb.
@@ -97,11 +117,16 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     let bench = Bench::prepare(hotspan, args.quick)?;
+    let start = Start {
+        clock: Instant::now(),
+        load: load()?,
+        stolen: proc_files::stolen_time(&bench.cpus)?,
+    };
     let (rows, failures) = measure(&bench, &args.only);
     let report = Report {
         rows,
         enough_runs: !args.quick,
-        setting: setting(&bench)?,
+        setting: setting(&bench, &start)?,
     };
     print!("{}", report.to_markdown());
     if let Some(path) = &args.json {
@@ -136,15 +161,26 @@ fn measure(bench: &Bench, only: &[String]) -> (Vec<Row>, Vec<String>) {
     (rows, failures)
 }
 
+/// How the machine was before anything was measured.
+struct Start {
+    clock: Instant,
+    load: String,
+    stolen: Duration,
+}
+
 /// What the numbers depend on.
-fn setting(bench: &Bench) -> Result<Vec<(&'static str, String)>> {
+fn setting(bench: &Bench, start: &Start) -> Result<Vec<(&'static str, String)>> {
     let cpu_info = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpu_info
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown model", |(_, model)| model);
-    let load = fs::read_to_string("/proc/loadavg")?;
-    let load: Vec<_> = load.split(' ').take(3).collect();
+    let stolen = proc_files::stolen_time(&bench.cpus)?.saturating_sub(start.stolen);
+    let whole = start.clock.elapsed() * bench.cpus.len() as u32;
+    let lightswitch = match &bench.lightswitch {
+        Ok(_) => lightswitch::VERSION.to_owned(),
+        Err(reason) => format!("could not be built: {reason}"),
+    };
     Ok(vec![
         ("CPUs", format!("{} of {model}", bench.cpus.len())),
         (
@@ -157,6 +193,21 @@ fn setting(bench: &Bench) -> Result<Vec<(&'static str, String)>> {
             "perf",
             command::text(Command::new("perf").arg("--version"))?.replace("perf version ", ""),
         ),
-        ("Load at the end", load.join(" ")),
+        ("lightswitch", lightswitch),
+        ("Load at the start", start.load.clone()),
+        ("Load at the end", load()?),
+        (
+            "Stolen by the hypervisor",
+            format!(
+                "{:.2} %",
+                stolen.as_secs_f64() / whole.as_secs_f64() * 100.0
+            ),
+        ),
     ])
+}
+
+/// The average load of the last minutes.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(" "))
 }

@@ -9,16 +9,19 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use super::kernel::{self, Usage};
+use super::lightswitch::Lightswitch;
 use super::proc_files;
 use super::profile::Summary;
+use super::stacks::{self, Stack};
 use crate::{command, workspace};
 
-const SOURCE: &str = include_str!("workload.c");
+const SOURCE: &str = include_str!("programs/load.c");
 
 /// The workload's process name: short enough for the kernel to keep it whole.
 pub const LOAD_NAME: &str = "overhead-load";
 
-const NOWHERE: &str = "/dev/null";
+/// Where output goes that nobody reads.
+pub const NOWHERE: &str = "/dev/null";
 
 /// The bench on which everything is measured.
 pub struct Bench {
@@ -28,6 +31,8 @@ pub struct Bench {
     pub cpus: Vec<u32>,
     /// Shorter and fewer runs, which show that everything works and nothing else.
     pub quick: bool,
+    /// The other profiler, or why it cannot be had.
+    pub lightswitch: Result<Lightswitch, String>,
     /// Where programs and profiles go.
     folder: PathBuf,
 }
@@ -51,7 +56,8 @@ pub struct Run<T> {
     pub usage: Usage,
     /// What was seen while it ran.
     pub seen: T,
-    output: PathBuf,
+    /// Where its standard output went.
+    pub output: PathBuf,
 }
 
 impl<T> Run<T> {
@@ -69,26 +75,6 @@ impl<T> Run<T> {
     pub fn summary(&self) -> Result<Summary> {
         let text = fs::read_to_string(&self.output)?;
         serde_json::from_str(&text).context("hotspan printed no summary")
-    }
-}
-
-/// A run of perf.
-pub struct Perf<T> {
-    /// `perf record`.
-    pub record: Run<T>,
-    /// `perf script`, which makes text of what the other wrote.
-    pub script: Run<()>,
-}
-
-impl<T> Perf<T> {
-    /// CPU time of both in seconds.
-    pub fn cpu_s(&self) -> f64 {
-        self.record.cpu_s() + self.script.cpu_s()
-    }
-
-    /// Peak memory of the larger in MB.
-    pub fn rss_mb(&self) -> f64 {
-        self.record.rss_mb().max(self.script.rss_mb())
     }
 }
 
@@ -118,9 +104,10 @@ impl Bench {
             hotspan,
             cpus: proc_files::allowed_cpus()?,
             quick,
+            lightswitch: Lightswitch::make(&folder).map_err(|error| format!("{error:#}")),
             folder,
         };
-        let source = bench.file("workload.c");
+        let source = bench.file("load.c");
         for (frames, options) in [
             (
                 Frames::Pointers,
@@ -166,7 +153,7 @@ impl Bench {
         self.cpus.last().copied().unwrap_or(0)
     }
 
-    /// A workload that is not started yet; `args` are those of `workload.c`.
+    /// A workload that is not started yet; `args` are those of `load.c`.
     pub fn load_command(&self, frames: Frames, args: &[&str]) -> Command {
         let mut command = Command::new(self.program(frames));
         command.args(args).stdin(Stdio::null());
@@ -176,16 +163,33 @@ impl Bench {
     /// Starts a workload and waits until it works.
     pub fn load(&self, frames: Frames, mode: &str, cpu: u32, depth: u32) -> Result<Load> {
         let args = [mode, &cpu.to_string(), &depth.to_string()];
-        let mut child = self
-            .load_command(frames, &args)
+        self.start(&mut self.load_command(frames, &args))
+    }
+
+    /// A program that stays on one CPU.
+    pub fn on_cpu(&self, cpu: u32, program: &Command) -> Command {
+        let mut command = Command::new("taskset");
+        command
+            .args(["--cpu-list", &cpu.to_string()])
+            .arg(program.get_program())
+            .args(program.get_args());
+        command
+    }
+
+    /// Starts a program that prints `ready` when it works, and waits for that.
+    pub fn start(&self, command: &mut Command) -> Result<Load> {
+        let program = command.get_program().display().to_string();
+        let mut child = kernel::run_first(command)
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .spawn()?;
+            .spawn()
+            .with_context(|| format!("cannot run {program}"))?;
         let output = child.stdout.take().context("its output is a pipe")?;
         let load = Load(child);
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         if line != "ready\n" {
-            bail!("the workload `{mode}` does not start on CPU {cpu}");
+            bail!("{command:?} does not start");
         }
         Ok(load)
     }
@@ -219,49 +223,19 @@ impl Bench {
         Ok(self.run(&mut command, Path::new(NOWHERE), watch)?.seen)
     }
 
-    /// Runs `perf record` with call graphs by frame pointers, then `perf script`; `watch` gets the
-    /// pid of the first. `None`, and a line on standard error, when perf fails twice, which is no
-    /// reason to learn nothing about hotspan: it crashes when a profiler that has the kernel report
-    /// build ids (`perf_event_attr.build_id`) starts beside it, because the kernel then marks perf's
-    /// own records of mappings as if they had one too (seen with perf 6.1 on 6.18).
-    pub fn perf<T>(
+    /// Records with hotspan; returns the stacks too.
+    pub fn record_stacks<T>(
         &self,
         args: &[&str],
-        duration: Duration,
-        watch: impl Fn(u32) -> Result<T>,
-    ) -> Option<Perf<T>> {
-        for _ in 0..2 {
-            match self.try_perf(args, duration, &watch) {
-                Ok(perf) => return Some(perf),
-                Err(error) => eprintln!("{error:#}"),
-            }
-        }
-        eprintln!("a round goes without perf");
-        None
-    }
-
-    fn try_perf<T>(
-        &self,
-        args: &[&str],
-        duration: Duration,
         watch: impl FnOnce(u32) -> Result<T>,
-    ) -> Result<Perf<T>> {
-        let data = self.file("perf.data");
-        let mut record = Command::new("perf");
-        record
-            .args(["record", "-q", "-F", "99", "-e", "cpu-clock", "-g", "-o"])
-            .arg(&data)
-            .args(args)
-            .args(["--", "sleep", &duration.as_secs().to_string()]);
-        let mut script = Command::new("perf");
-        script.args(["script", "-i"]).arg(&data);
-        Ok(Perf {
-            record: self.run_well(&mut record, Path::new(NOWHERE), watch)?,
-            script: self.run_well(&mut script, Path::new(NOWHERE), |_| Ok(()))?,
-        })
+    ) -> Result<(Run<T>, Vec<Stack>)> {
+        let folded = self.file("hotspan.folded");
+        let run = self.record(&[args, &["--output", arg(&folded)?]].concat(), watch)?;
+        Ok((run, stacks::parse_folded(&fs::read_to_string(&folded)?)?))
     }
 
-    fn run_well<T>(
+    /// Runs a program that must succeed; its standard output goes to the file `output`.
+    pub fn run_well<T>(
         &self,
         command: &mut Command,
         output: &Path,
@@ -286,7 +260,7 @@ impl Bench {
             .stdout(File::create(output)?)
             .stderr(File::create(self.file("stderr"))?);
         let (start, clock) = (SystemTime::now(), Instant::now());
-        let child = command
+        let child = kernel::run_first(command)
             .spawn()
             .with_context(|| format!("cannot run {}", command.get_program().display()))?;
         let seen = watch(child.id());

@@ -1,60 +1,75 @@
-//! Ten seconds of one busy process, in turns with perf.
+//! Ten seconds of one busy process, in turns with the others.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::bench::{self, Bench, Perf, Run};
+use super::bench::{self, Bench, Run};
+use super::lightswitch;
+use super::perf::{CallGraph, Perf};
 use super::proc_files;
 use super::report::{Bound, Row, Unit, Values};
+
+const RATE_HZ: u32 = 99;
 
 /// Measures CPU time, memory and the share of samples that were kept.
 pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
     let duration = bench.seconds(10, 2);
     let load = bench.busy_load()?;
     let pid = load.pid().to_string();
-    let (mut ours, mut perf) = (Vec::new(), Vec::new());
-    let mut kept = Vec::new();
+    let (mut ours, mut kept, mut lightswitch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut frame_pointers, mut dwarf) = (Vec::new(), Vec::new());
     for _ in 0..bench.rounds() {
         let (run, percent) = record(bench, load.pid(), duration)?;
         ours.push(run);
         kept.push(percent);
-        perf.extend(bench.perf(&["-p", &pid], duration, |_| Ok(())));
+        for (call_graph, runs) in [
+            (CallGraph::FramePointers, &mut frame_pointers),
+            (CallGraph::Dwarf, &mut dwarf),
+        ] {
+            runs.extend(bench.perf(&["-p", &pid], call_graph, RATE_HZ, duration, |_| Ok(())));
+        }
+        let recorded = bench.lightswitch(Some(load.pid()), lightswitch::RATE_HZ, duration, |pid| {
+            map_bytes(pid, duration)
+        });
+        lightswitch.extend(recorded.map(|(run, _)| run));
     }
-    let seconds = |runs: &[Run<u64>]| Values::new(Unit::Seconds, runs.iter().map(Run::cpu_s));
-    let perf_cpu = Values::new(Unit::Seconds, perf.iter().map(Perf::cpu_s));
-    let perf_rss = Values::new(Unit::Megabytes, perf.iter().map(Perf::rss_mb));
+    let cpu = |runs: &[Run<u64>]| Values::new(Unit::Seconds, runs.iter().map(Run::cpu_s));
+    let rss = |runs: &[Run<u64>]| Values::new(Unit::Megabytes, runs.iter().map(Run::rss_mb));
+    let maps = |runs: &[Run<u64>]| {
+        let bytes = runs.iter().map(|run| run.seen as f64 / 1e6);
+        Values::new(Unit::Megabytes, bytes)
+    };
+    let perf_cpu = |perf: &[Perf<()>]| Values::new(Unit::Seconds, perf.iter().map(Perf::cpu_s));
     let length = duration.as_secs();
     Ok(vec![
         Row::no_more_than(
             format!("agent CPU, one process for {length} s"),
-            seconds(&ours),
-            "perf record + perf script",
-            &perf_cpu,
-        ),
-        Row::promise("– and in itself", seconds(&ours), Bound::AtMost(0.2)),
-        Row::fact("– perf record + perf script beside it", perf_cpu),
-        Row::promise(
-            "peak RSS, one process",
-            Values::new(Unit::Megabytes, ours.iter().map(Run::rss_mb)),
-            Bound::AtMost(40.0),
-        ),
-        Row::fact("– perf beside it (the larger of both)", perf_rss),
-        Row::promise(
-            "BPF maps, one process",
-            Values::new(
-                Unit::Megabytes,
-                ours.iter().map(|run| run.seen as f64 / 1e6),
-            ),
-            map_bound(bench),
-        ),
+            cpu(&ours),
+            "perf record -g + perf script",
+            &perf_cpu(&frame_pointers),
+        )
+        .beside_perf(perf_cpu(&dwarf))
+        .beside_lightswitch(cpu(&lightswitch)),
+        Row::promise("– and in itself", cpu(&ours), Bound::AtMost(0.2)),
+        Row::promise("peak RSS, one process", rss(&ours), Bound::AtMost(40.0))
+            .beside_perf(Values::new(Unit::Megabytes, dwarf.iter().map(Perf::rss_mb)))
+            .beside_lightswitch(rss(&lightswitch)),
+        Row::promise("BPF maps, one process", maps(&ours), map_bound(bench))
+            .beside_lightswitch(maps(&lightswitch)),
         Row::promise(
             format!("samples kept of those expected, one process for {length} s"),
             Values::new(Unit::Percent, kept),
             Bound::AtLeast(99.0),
         ),
     ])
+}
+
+/// The size of a profiler's maps in the middle of its recording.
+fn map_bytes(profiler: u32, duration: Duration) -> Result<u64> {
+    sleep(duration / 2);
+    Ok(proc_files::map_bytes(profiler))
 }
 
 /// What all maps together may take, by the number of CPUs.
@@ -75,10 +90,7 @@ fn record(bench: &Bench, target: u32, duration: Duration) -> Result<(Run<u64>, f
         bench::arg(&svg)?,
     ];
     let cpu_before = proc_files::cpu_time(target)?;
-    let run = bench.record(&args, |pid| {
-        sleep(duration / 2);
-        Ok(proc_files::map_bytes(pid))
-    })?;
+    let run = bench.record(&args, |pid| map_bytes(pid, duration))?;
     let cpu = proc_files::cpu_time(target)? - cpu_before;
     let counts = run.summary()?.samples;
     check_expected(counts.expected, cpu, run.wall - duration)?;

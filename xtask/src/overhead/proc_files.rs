@@ -1,53 +1,80 @@
 //! What /proc tells about a running process: its BPF programs and maps, and its CPU time.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// `BPF_PROG_TYPE_PERF_EVENT`: in hotspan that is the sampler alone.
+/// `BPF_PROG_TYPE_PERF_EVENT`: in a profiler those are the samplers alone.
 const PERF_EVENT_PROGRAM: u64 = 7;
 
 /// How long a profiler may take to load its programs before we give it up.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The sampling program of a process, found by the descriptor the process has on it: another
-/// profiler may run a program of the same name at the same time.
-pub struct SamplingProgram(PathBuf);
+/// The sampling programs of a process, found by the descriptors the process has on them: another
+/// profiler may run programs of the same names at the same time. One that goes on by a tail call
+/// takes the time of the next one upon itself.
+pub struct SamplingPrograms(u32);
 
-impl SamplingProgram {
-    /// Waits for process `pid` to load it.
+impl SamplingPrograms {
+    /// Waits for process `pid` to load one.
     pub fn wait_for(pid: u32) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            for (path, text) in descriptors(pid) {
-                if field(&text, "prog_type") == Some(PERF_EVENT_PROGRAM) {
-                    return Ok(Self(path));
-                }
-            }
+        let programs = Self(pid);
+        while programs.run_time().is_none() {
             if Instant::now() > deadline {
                 bail!("process {pid} loaded no sampling program; its own message may tell why");
             }
             sleep(Duration::from_millis(5));
         }
+        Ok(programs)
     }
 
-    /// Run time in nanoseconds and number of runs so far; `None` when the process is gone.
+    /// Run time in nanoseconds and number of runs so far; `None` when there are no programs, or
+    /// the process is gone.
     pub fn run_time(&self) -> Option<(u64, u64)> {
-        let text = fs::read_to_string(&self.0).ok()?;
-        Some((field(&text, "run_time_ns")?, field(&text, "run_cnt")?))
+        descriptors(self.0)
+            .filter_map(|text| Some((field(&text, "prog_id")?, run_time(&text)?)))
+            // Two descriptors may stand for one program.
+            .collect::<BTreeMap<_, _>>()
+            .into_values()
+            .reduce(|(time, runs), (more_time, more_runs)| (time + more_time, runs + more_runs))
     }
+}
+
+/// Run time in nanoseconds and number of runs of a sampling program, from the text of a descriptor.
+fn run_time(text: &str) -> Option<(u64, u64)> {
+    (field(text, "prog_type")? == PERF_EVENT_PROGRAM)
+        .then(|| Some((field(text, "run_time_ns")?, field(text, "run_cnt")?)))?
+}
+
+/// Time during which the hypervisor ran something else although one of these CPUs had work.
+pub fn stolen_time(cpus: &[u32]) -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    parse_stolen_time(&text, cpus).context("/proc/stat tells no stolen time")
+}
+
+/// Hundredths of a second are what the kernel shows to programs on every architecture we know
+/// (`USER_HZ`); stolen time is the eighth number.
+fn parse_stolen_time(text: &str, cpus: &[u32]) -> Option<Duration> {
+    let mut ticks = 0;
+    for cpu in cpus {
+        let name = format!("cpu{cpu} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name))?;
+        ticks += line.split_whitespace().nth(7)?.parse::<u64>().ok()?;
+    }
+    Some(Duration::from_millis(ticks * 10))
 }
 
 /// Bytes that the kernel keeps for the BPF maps of process `pid`.
 pub fn map_bytes(pid: u32) -> u64 {
     descriptors(pid)
-        .filter(|(_, text)| field(text, "map_type").is_some())
-        .filter_map(|(_, text)| Some((field(&text, "map_id")?, field(&text, "memlock")?)))
+        .filter(|text| field(text, "map_type").is_some())
+        .filter_map(|text| Some((field(&text, "map_id")?, field(&text, "memlock")?)))
         // Two descriptors may stand for one map.
-        .collect::<std::collections::BTreeMap<_, _>>()
+        .collect::<BTreeMap<_, _>>()
         .into_values()
         .sum()
 }
@@ -85,12 +112,12 @@ fn parse_cpu_list(list: &str) -> Option<Vec<u32>> {
     Some(cpus)
 }
 
-fn descriptors(pid: u32) -> impl Iterator<Item = (PathBuf, String)> {
+fn descriptors(pid: u32) -> impl Iterator<Item = String> {
     fs::read_dir(format!("/proc/{pid}/fdinfo"))
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.path(), fs::read_to_string(entry.path()).ok()?)))
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
 }
 
 /// The number in the line `name: NUMBER` of a descriptor's text.
@@ -112,6 +139,34 @@ mod tests {
         assert_eq!(field(text, "prog_type"), Some(7));
         assert_eq!(field(text, "run_time_ns"), Some(1200));
         assert_eq!(field(text, "run"), None);
+    }
+
+    #[test]
+    fn only_samplers_have_a_run_time() {
+        assert_eq!(
+            run_time("prog_type:\t7\nrun_time_ns:\t1200\nrun_cnt:\t3\n"),
+            Some((1200, 3))
+        );
+        assert_eq!(
+            run_time("prog_type:\t5\nrun_time_ns:\t1200\nrun_cnt:\t3\n"),
+            None
+        );
+        assert_eq!(run_time("map_type:\t7\n"), None);
+    }
+
+    #[test]
+    fn stolen_time_is_that_of_the_cpus_asked_for() {
+        let text =
+            "cpu  9 9 9 9 9 9 9 99 0 0\ncpu0 1 1 1 1 1 1 1 5 0 0\ncpu1 1 1 1 1 1 1 1 7 0 0\n";
+        assert_eq!(
+            parse_stolen_time(text, &[1]),
+            Some(Duration::from_millis(70))
+        );
+        assert_eq!(
+            parse_stolen_time(text, &[0, 1]),
+            Some(Duration::from_millis(120))
+        );
+        assert_eq!(parse_stolen_time(text, &[2]), None);
     }
 
     #[test]

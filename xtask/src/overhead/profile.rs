@@ -17,52 +17,37 @@ pub struct Counts {
     pub expected: f64,
     /// In the profile.
     pub kept: f64,
-    /// With a stack that reaches the thread's first function.
-    pub rooted: f64,
-    /// With a name for every frame.
-    pub named: f64,
-}
-
-/// The samples of a folded profile, added up.
-#[derive(Default)]
-pub struct Depths {
-    /// Samples.
-    pub samples: u64,
-    /// Frames in user space.
-    pub user_frames: u64,
-    /// Samples that were taken inside the kernel.
-    pub kernel_samples: u64,
-    /// Frames in the kernel.
-    pub kernel_frames: u64,
-}
-
-impl Depths {
-    /// Adds the lines `comm;root;…;leaf COUNT` of `folded`.
-    pub fn add(&mut self, folded: &str) -> Result<()> {
-        for line in folded.lines() {
-            let (stack, count) = line.rsplit_once(' ').context("a folded line has a count")?;
-            let count: u64 = count.parse().context("a folded line ends in a number")?;
-            let frames = stack.split(';').skip(1);
-            let kernel = frames.clone().filter(|f| f.ends_with("_[k]")).count() as u64;
-            self.samples += count;
-            self.kernel_frames += count * kernel;
-            self.kernel_samples += if kernel > 0 { count } else { 0 };
-            self.user_frames += count * (frames.count() as u64 - kernel);
-        }
-        Ok(())
-    }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {
     resource_profiles: Vec<ResourceProfiles>,
+    dictionary: Dictionary,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ResourceProfiles {
+    resource: Resource,
     scope_profiles: Vec<ScopeProfiles>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Deserialize)]
+struct Attribute {
+    key: String,
+    value: AttributeValue,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AttributeValue {
+    int_value: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -72,31 +57,99 @@ struct ScopeProfiles {
 
 #[derive(Deserialize)]
 struct Profile {
-    samples: Vec<Sample>,
+    samples: Vec<EqualSamples>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Sample {
+struct EqualSamples {
+    stack_index: usize,
     timestamps_unix_nano: Vec<String>,
 }
 
-/// When each sample of an OTLP profile in JSON was taken, in nanoseconds since 1970, in order.
-pub fn sample_times(otlp_json: &str) -> Result<Vec<u64>> {
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Dictionary {
+    stack_table: Vec<StackEntry>,
+    location_table: Vec<Location>,
+    function_table: Vec<Function>,
+    string_table: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StackEntry {
+    location_indices: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct Location {
+    lines: Vec<Line>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    function_index: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Function {
+    name_strindex: usize,
+}
+
+impl Dictionary {
+    /// The name of a stack's outermost function. Leaves come first.
+    fn root(&self, stack: usize) -> Option<&str> {
+        let location = *self.stack_table.get(stack)?.location_indices.last()?;
+        let line = self.location_table.get(location)?.lines.last()?;
+        let function = self.function_table.get(line.function_index)?;
+        self.string_table
+            .get(function.name_strindex)
+            .map(String::as_str)
+    }
+}
+
+/// One sample.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When it was taken, in nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Its outermost function.
+    pub root: String,
+}
+
+/// The samples of an OTLP profile in JSON, in order of time.
+pub fn samples(otlp_json: &str) -> Result<Vec<Sample>> {
     let request: Request =
         serde_json::from_str(otlp_json).context("hotspan wrote no OTLP profile in JSON")?;
-    let mut times = request
-        .resource_profiles
-        .iter()
-        .flat_map(|resource| &resource.scope_profiles)
-        .flat_map(|scope| &scope.profiles)
-        .flat_map(|profile| &profile.samples)
-        .flat_map(|sample| &sample.timestamps_unix_nano)
-        .map(|time| time.parse())
-        .collect::<Result<Vec<u64>, _>>()
-        .context("a sample's time is no number")?;
-    times.sort_unstable();
-    Ok(times)
+    let mut samples = Vec::new();
+    for process in &request.resource_profiles {
+        let mut attributes = process.resource.attributes.iter();
+        let pid = attributes
+            .find(|attribute| attribute.key == "process.pid")
+            .and_then(|attribute| attribute.value.int_value.as_ref()?.parse().ok())
+            .context("a resource has no process.pid")?;
+        let profiles = process
+            .scope_profiles
+            .iter()
+            .flat_map(|scope| &scope.profiles);
+        for equal in profiles.flat_map(|profile| &profile.samples) {
+            let root = request.dictionary.root(equal.stack_index);
+            for time in &equal.timestamps_unix_nano {
+                samples.push(Sample {
+                    time_ns: time.parse().context("a sample's time is no number")?,
+                    pid,
+                    root: root.unwrap_or_default().to_owned(),
+                });
+            }
+        }
+    }
+    samples.sort_unstable_by_key(|sample| sample.time_ns);
+    Ok(samples)
 }
 
 #[cfg(test)]
@@ -104,20 +157,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_of_both_sides_are_counted_apart() {
-        let mut depths = Depths::default();
-        depths
-            .add("a b;_start;main;burn 3\na b;main;read;vfs_read_[k] 2\n")
-            .unwrap();
-        assert_eq!(depths.samples, 5);
-        assert_eq!(depths.user_frames, 3 * 3 + 2 * 2);
-        assert_eq!((depths.kernel_samples, depths.kernel_frames), (2, 2));
-    }
-
-    #[test]
-    fn sample_times_come_in_order() {
-        let json = r#"{"resourceProfiles":[{"resource":{},"scopeProfiles":[{"profiles":[
-            {"samples":[{"timestampsUnixNano":["30","10"]},{"timestampsUnixNano":["20"]}]}]}]}]}"#;
-        assert_eq!(sample_times(json).unwrap(), [10, 20, 30]);
+    fn samples_come_in_order_with_their_process_and_root() {
+        let json = r#"{"resourceProfiles":[{
+            "resource":{"attributes":[{"key":"process.pid","value":{"intValue":"7"}}]},
+            "scopeProfiles":[{"profiles":[{"samples":[
+                {"stackIndex":1,"timestampsUnixNano":["30","10"]},
+                {"stackIndex":0,"timestampsUnixNano":["20"]}]}]}]}],
+            "dictionary":{"stackTable":[{"locationIndices":[]},{"locationIndices":[0,1]}],
+            "locationTable":[{"lines":[{"functionIndex":0}]},{"lines":[{"functionIndex":1}]}],
+            "functionTable":[{"nameStrindex":0},{"nameStrindex":1}],
+            "stringTable":["leaf","_start"]}}"#;
+        let sample = |time_ns, root: &str| Sample {
+            time_ns,
+            pid: 7,
+            root: root.to_owned(),
+        };
+        let expected = [sample(10, "_start"), sample(20, ""), sample(30, "_start")];
+        assert_eq!(samples(json).unwrap(), expected);
     }
 }

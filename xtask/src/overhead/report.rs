@@ -11,6 +11,8 @@ pub enum Unit {
     Microseconds,
     /// Seconds.
     Seconds,
+    /// Bytes.
+    Bytes,
     /// Millions of bytes.
     Megabytes,
     /// Hundredths.
@@ -23,6 +25,7 @@ impl Unit {
             Self::Nanoseconds => "ns",
             Self::Microseconds => "µs",
             Self::Seconds => "s",
+            Self::Bytes => "B",
             Self::Megabytes => "MB",
             Self::Percent => "%",
         }
@@ -63,12 +66,27 @@ impl Values {
         }
     }
 
+    /// The lowest alone.
+    pub fn lowest(&self) -> Self {
+        Self::new(self.unit, self.sorted.first().copied())
+    }
+
+    fn to_json(&self) -> Value {
+        let (low, high) = self.spread();
+        json!({
+            "median": self.median(),
+            "low": low,
+            "high": high,
+            "values": self.sorted,
+        })
+    }
+
     fn to_text(&self) -> String {
         let (unit, runs) = (self.unit.name(), self.sorted.len());
         let (low, high) = self.spread();
         let [median, low, high] = [self.median(), low, high].map(digits);
         match runs {
-            0 => "nothing".to_owned(),
+            0 => "failed".to_owned(),
             1 => format!("{median} {unit} (n = 1)"),
             _ => format!("{median} {unit} ({low}–{high}, n = {runs})"),
         }
@@ -112,21 +130,10 @@ impl Bound {
     }
 }
 
-/// How much it matters that a bound holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Weight {
-    /// Made to users: the verb fails when it is broken.
-    Promise,
-    /// Of work that is not done yet; becomes a promise with it.
-    Aim,
-}
-
 /// What is to be reached.
 pub struct Goal {
     /// The bound.
     pub bound: Bound,
-    /// Whether it is a promise.
-    pub weight: Weight,
     /// Whose number the bound is, when it was measured beside ours.
     pub rival: Option<&'static str>,
 }
@@ -137,6 +144,10 @@ pub struct Row {
     pub what: String,
     /// The numbers.
     pub values: Values,
+    /// Those of `perf record --call-graph dwarf`; `None` where there is nothing to compare.
+    pub perf: Option<Values>,
+    /// Those of lightswitch.
+    pub lightswitch: Option<Values>,
     /// What they are to reach; `None` for a number that only explains others.
     pub goal: Option<Goal>,
     /// Why the numbers do not count yet.
@@ -149,6 +160,8 @@ impl Row {
         Self {
             what: what.into(),
             values,
+            perf: None,
+            lightswitch: None,
             goal: None,
             unfit: None,
         }
@@ -156,12 +169,9 @@ impl Row {
 
     /// A number that is promised.
     pub fn promise(what: impl Into<String>, values: Values, bound: Bound) -> Self {
-        Self::fact(what, values).with_goal(Weight::Promise, bound)
-    }
-
-    /// A number that is aimed at.
-    pub fn aim(what: impl Into<String>, values: Values, bound: Bound) -> Self {
-        Self::fact(what, values).with_goal(Weight::Aim, bound)
+        let mut row = Self::fact(what, values);
+        row.goal = Some(Goal { bound, rival: None });
+        row
     }
 
     /// A number that is promised to be no more than another program's, measured in turns with it.
@@ -181,12 +191,15 @@ impl Row {
         row
     }
 
-    fn with_goal(mut self, weight: Weight, bound: Bound) -> Self {
-        self.goal = Some(Goal {
-            bound,
-            weight,
-            rival: None,
-        });
+    /// The same with perf's number beside it; empty values stand for one that failed.
+    pub fn beside_perf(mut self, perf: Values) -> Self {
+        self.perf = Some(perf);
+        self
+    }
+
+    /// The same with lightswitch's number beside it; empty values stand for one that failed.
+    pub fn beside_lightswitch(mut self, lightswitch: Values) -> Self {
+        self.lightswitch = Some(lightswitch);
         self
     }
 
@@ -197,12 +210,8 @@ impl Row {
         match self.unfit {
             Some(reason) => Verdict::NotJudged(reason),
             None if !enough_runs => Verdict::NotJudged("too few runs"),
-            None => match (goal.bound.holds(self.values.median()), goal.weight) {
-                (true, Weight::Promise) => Verdict::Kept,
-                (false, Weight::Promise) => Verdict::Broken,
-                (true, Weight::Aim) => Verdict::Reached,
-                (false, Weight::Aim) => Verdict::NotReached,
-            },
+            None if goal.bound.holds(self.values.median()) => Verdict::Kept,
+            None => Verdict::Broken,
         }
     }
 
@@ -224,8 +233,6 @@ impl Row {
 enum Verdict {
     Kept,
     Broken,
-    Reached,
-    NotReached,
     NotJudged(&'static str),
     NothingToReach,
 }
@@ -235,8 +242,6 @@ impl Verdict {
         match self {
             Self::Kept => "kept".to_owned(),
             Self::Broken => "**broken**".to_owned(),
-            Self::Reached => "aim reached".to_owned(),
-            Self::NotReached => "aim not reached yet".to_owned(),
             Self::NotJudged(reason) => format!("not judged: {reason}"),
             Self::NothingToReach => "–".to_owned(),
         }
@@ -265,13 +270,21 @@ impl Report {
 
     /// The table, in Markdown.
     pub fn to_markdown(&self) -> String {
-        let mut text =
-            String::from("| promise | measured | to reach | verdict |\n|---|---|---|---|\n");
+        let peer = |values: &Option<Values>| match values {
+            Some(values) => values.to_text(),
+            None => "–".to_owned(),
+        };
+        let mut text = String::from(
+            "| promise | hotspan | perf dwarf | lightswitch | to reach | verdict |\n\
+             |---|---|---|---|---|---|\n",
+        );
         for row in &self.rows {
             text += &format!(
-                "| {} | {} | {} | {} |\n",
+                "| {} | {} | {} | {} | {} | {} |\n",
                 row.what,
                 row.values.to_text(),
+                peer(&row.perf),
+                peer(&row.lightswitch),
                 row.to_reach(),
                 row.verdict(self.enough_runs).to_text()
             );
@@ -301,17 +314,14 @@ impl Report {
                 Bound::AtMost(limit) => ("at_most", limit),
                 Bound::AtLeast(limit) => ("at_least", limit),
             };
-            let is_promise = goal.weight == Weight::Promise;
-            json!({ bound: limit, "promise": is_promise, "rival": goal.rival })
+            json!({ bound: limit, "rival": goal.rival })
         });
-        let (low, high) = row.values.spread();
         json!({
             "what": row.what,
             "unit": row.values.unit.name(),
-            "median": row.values.median(),
-            "low": low,
-            "high": high,
-            "values": row.values.sorted,
+            "hotspan": row.values.to_json(),
+            "perf_dwarf": row.perf.as_ref().map(Values::to_json),
+            "lightswitch": row.lightswitch.as_ref().map(Values::to_json),
             "goal": goal,
             "verdict": row.verdict(self.enough_runs).to_text().replace('*', ""),
         })
@@ -348,9 +358,8 @@ mod tests {
     }
 
     #[test]
-    fn missed_aim_breaks_nothing() {
+    fn number_that_explains_others_breaks_nothing() {
         let rows = vec![
-            Row::aim("later", seconds([3.0]), Bound::AtMost(2.0)),
             Row::fact("why", seconds([3.0])),
             Row::promise("now", seconds([3.0]), Bound::AtMost(2.0)),
         ];
@@ -377,6 +386,19 @@ mod tests {
         let row = Row::no_more_than("CPU", seconds([0.05]), "perf", &seconds([0.2]));
         assert_eq!(row.to_reach(), "≤ 0.20 s (perf)");
         assert_eq!(row.values.to_text(), "0.050 s (n = 1)");
+    }
+
+    #[test]
+    fn others_that_failed_or_have_no_such_thing_are_told_apart() {
+        let row = Row::promise("CPU", seconds([1.0]), Bound::AtMost(2.0)).beside_perf(seconds([]));
+        let report = Report {
+            rows: vec![row],
+            enough_runs: true,
+            setting: Vec::new(),
+        };
+        let table = report.to_markdown();
+        let line = table.lines().nth(2).unwrap();
+        assert_eq!(line, "| CPU | 1.00 s (n = 1) | failed | – | ≤ 2 s | kept |");
     }
 
     #[test]

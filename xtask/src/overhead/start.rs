@@ -31,9 +31,10 @@ pub fn measure_first_sample(bench: &Bench) -> Result<Vec<Row>> {
     let mut seconds = Vec::new();
     for _ in 0..runs(bench) {
         let run = bench.record(&args, |_| Ok(()))?;
-        let times = profile::sample_times(&fs::read_to_string(&otlp)?)?;
-        let first = times.first().context("the profile has no sample")?;
-        let since = Duration::from_nanos(*first).checked_sub(run.start.duration_since(UNIX_EPOCH)?);
+        let samples = profile::samples(&fs::read_to_string(&otlp)?)?;
+        let first = samples.first().context("the profile has no sample")?;
+        let since =
+            Duration::from_nanos(first.time_ns).checked_sub(run.start.duration_since(UNIX_EPOCH)?);
         let since = since.context("the first sample is older than its profiler")?;
         seconds.push(since.as_secs_f64());
     }

@@ -112,11 +112,11 @@ impl<'a> Reader<'a> {
         Ok(stacks)
     }
 
-    /// The process name, which hotspan and perf's converters keep in a label.
+    /// The process name, which hotspan, perf's converters and lightswitch keep in a label.
     fn process(&self, sample: &Sample) -> &'a str {
         let labels = sample.label.iter();
         labels
-            .filter(|label| self.string(label.key) == "comm")
+            .filter(|label| matches!(self.string(label.key), "comm" | "process.name"))
             .map(|label| self.string(label.str))
             .next()
             .unwrap_or("")

@@ -407,6 +407,36 @@ fn foreign_pprof_values_are_chosen_as_pprof_does() {
     assert!(matches!(parse(&profile.encode_to_vec()), Err(Error::Empty)));
 }
 
+#[test]
+fn pprof_of_others_keeps_its_process_names() {
+    use hotspan_proto::pprof::{Label, Location, Message as _, Profile, Sample, ValueType};
+    for key in ["comm", "process.name"] {
+        let profile = Profile {
+            string_table: ["", "samples", "count", key, "nginx"]
+                .map(str::to_owned)
+                .to_vec(),
+            sample_type: vec![ValueType { ty: 1, unit: 2 }],
+            location: vec![Location {
+                id: 1,
+                address: 0x10,
+                ..Default::default()
+            }],
+            sample: vec![Sample {
+                location_id: vec![1],
+                value: vec![3],
+                label: vec![Label {
+                    key: 3,
+                    str: 4,
+                    ..Default::default()
+                }],
+            }],
+            ..Default::default()
+        };
+        let saved = parse(&profile.encode_to_vec()).unwrap();
+        assert_eq!(folded_text(&saved), "nginx;0x10 3\n");
+    }
+}
+
 /// Small valid files of every kind.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = FORMATS.iter().map(|format| written(format.name)).collect();

@@ -1,15 +1,17 @@
 /* What the profilers are measured on. Usage: overhead-load MODE CPU [N]
  *
  *   stack CPU N   burns in a function N frames deep, counted from main
- *   busy  CPU     the same 8 frames deep, at ordinary priority
+ *   busy  CPU N   the same at ordinary priority
  *   read  CPU     reads /dev/zero: nearly all of the time is inside the kernel
  *   idle  CPU     sleeps
+ *   map   CPU FILE  maps the file as a program and sleeps
  *   brief CPU N   for N seconds, starts one process after the other that burns 100 ms; then prints
  *                 the CPU time in nanoseconds of all of them and of its own
  *
- * It stays on one CPU (-1: anywhere), and dies with the process that started it. All but busy have
- * the highest ordinary priority, so that they have their CPU for themselves: a target that shares
- * it would be hit by the sampling clock more often or less often than its CPU time says. */
+ * It stays on one CPU (-1: anywhere), and dies with the process that started it. stack, idle and
+ * brief have the highest ordinary priority, so that they have their CPU for themselves: a target
+ * that shares it would be hit by the sampling clock more often or less often than its CPU time
+ * says. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <sched.h>
@@ -18,8 +20,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -106,6 +110,15 @@ static int brief(char *program, double seconds) {
     return 0;
 }
 
+/* As the loader does with a program's code. */
+static int map_file(const char *path) {
+    struct stat status;
+    int file = open(path, O_RDONLY);
+    if (file < 0 || fstat(file, &status) != 0) return 0;
+    size_t bytes = (size_t)status.st_size;
+    return mmap(NULL, bytes, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) != MAP_FAILED;
+}
+
 static void stay_on(int cpu) {
     cpu_set_t set;
     if (cpu < 0) return;
@@ -130,21 +143,20 @@ int main(int argc, char **argv) {
     double number = argc > 3 ? atof(argv[3]) : 0;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     stay_on(atoi(argv[2]));
-    if (strcmp(mode, "busy") != 0 && strcmp(mode, "brief-child") != 0) go_first();
+    if (strcmp(mode, "stack") == 0 || strcmp(mode, "brief") == 0 || strcmp(mode, "idle") == 0) go_first();
     if (strcmp(mode, "brief-child") == 0) {
         brief_work();
         return 0;
     }
     if (strcmp(mode, "brief") == 0) return brief(argv[0], number);
+    if (strcmp(mode, "map") == 0 && !map_file(argv[3])) return 1;
     puts("ready");
     fflush(stdout);
-    if (strcmp(mode, "stack") == 0)
+    if (strcmp(mode, "stack") == 0 || strcmp(mode, "busy") == 0)
         descend((long)number - 2); /* main and burn are two of them. */
-    else if (strcmp(mode, "busy") == 0)
-        descend(6);
     else if (strcmp(mode, "read") == 0)
         read_zeros(open("/dev/zero", O_RDONLY));
-    else if (strcmp(mode, "idle") == 0)
+    else if (strcmp(mode, "idle") == 0 || strcmp(mode, "map") == 0)
         pause();
     return 2;
 }
