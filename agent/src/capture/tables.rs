@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::{self, NonNull},
 };
@@ -13,17 +14,24 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
-use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WideRule};
+use hotspan_abi::unwind::{MAX_SEGMENTS, ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 
 use super::{bpf_syscall, take_map};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const SEGMENT_BYTES: usize = SEGMENT_WORDS * 4;
 
+/// How much memory unwind tables can be given.
+pub const TABLE_BYTES: RangeInclusive<usize> = SEGMENT_BYTES..=MAX_SEGMENTS * SEGMENT_BYTES;
+/// How much they are given, unless the user says otherwise: enough for a host with some hundred
+/// different programs.
+pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
+const _: () = assert!(DEFAULT_TABLE_BYTES <= MAX_SEGMENTS * SEGMENT_BYTES);
+
 /// The maps of the unwinder.
 pub struct TableMaps {
     outer: MapData,
-    wide: Array<MapData, [u32; 6]>,
+    wide: Array<MapData, [u32; WIDE_RULE_WORDS]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
     segments: Vec<Segment>,
 }
@@ -71,15 +79,7 @@ impl TableMaps {
 
     /// Sets a wide rule.
     pub fn set_wide(&mut self, index: u32, rule: &WideRule) -> Result<()> {
-        let words = [
-            rule.cfa_base,
-            rule.cfa_offset as u32,
-            rule.cfa_is_read,
-            rule.cfa_addend as u32,
-            rule.fp_rule,
-            rule.fp_offset as u32,
-        ];
-        Ok(self.wide.set(index, words, 0)?)
+        Ok(self.wide.set(index, rule.to_words(), 0)?)
     }
 
     /// Says where the mappings of a process are.
@@ -93,6 +93,14 @@ impl TableMaps {
     pub fn forget_process(&mut self, pid: u32) {
         let _ = self.processes.remove(&pid);
     }
+}
+
+/// Whether the kernel and our rights allow tables: makes a segment and drops it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn try_segment() -> io::Result<()> {
+    Segment::create().map(drop)
 }
 
 /// One segment: a map of a single large value, mapped into our memory.

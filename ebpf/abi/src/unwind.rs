@@ -176,7 +176,46 @@ pub struct WideRule {
     /// Offset of the saved frame pointer.
     pub fp_offset: i32,
 }
-const _: () = assert!(size_of::<WideRule>() == 24);
+const _: () = assert!(size_of::<WideRule>() == 4 * WIDE_RULE_WORDS);
+
+/// Words of a [`WideRule`].
+pub const WIDE_RULE_WORDS: usize = 6;
+
+impl WideRule {
+    /// The words.
+    #[must_use]
+    pub const fn to_words(&self) -> [u32; WIDE_RULE_WORDS] {
+        [
+            self.cfa_base,
+            self.cfa_offset as u32,
+            self.cfa_is_read,
+            self.cfa_addend as u32,
+            self.fp_rule,
+            self.fp_offset as u32,
+        ]
+    }
+
+    /// From its words.
+    #[must_use]
+    pub const fn from_words(words: [u32; WIDE_RULE_WORDS]) -> Self {
+        let [
+            cfa_base,
+            cfa_offset,
+            cfa_is_read,
+            cfa_addend,
+            fp_rule,
+            fp_offset,
+        ] = words;
+        Self {
+            cfa_base,
+            cfa_offset: cfa_offset as i32,
+            cfa_is_read,
+            cfa_addend: cfa_addend as i32,
+            fp_rule,
+            fp_offset: fp_offset as i32,
+        }
+    }
+}
 
 /// Words of a [`Mapping`].
 pub const MAPPING_WORDS: u32 = 8;
