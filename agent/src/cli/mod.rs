@@ -9,6 +9,7 @@ mod flamegraph;
 mod output;
 mod record;
 mod show_unwind;
+mod size;
 
 use std::{io::Write, process::ExitCode};
 
