@@ -333,6 +333,7 @@ impl ProcessTable {
             has_changed = process.replace_mappings(&maps.mappings(), binaries, &mut self.changes);
         }
         if has_changed {
+            tracing::debug!(pid, "the mappings of a process were others than we knew");
             self.changes.pids.insert(pid);
         }
         self.churn.looked(pid, bytes, has_changed, now_mono_ns);
