@@ -39,18 +39,16 @@ use crate::{
         side_band::{self, SideBandRecord},
     },
     model::{ProcessId, Profile, RawFrame},
-    process::{self, Binaries, CpuAccount, ProcessTable, Scope},
+    process::{Binaries, CpuAccount, ProcessTable, Scope, Watched},
     symbolize::{
         normalize::{Addresses, normalize},
         profile::{Context, profile},
     },
+    unwind::Cache,
 };
 
 /// How often what the kernel has buffered is read.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Unwind tables take this much memory at most, unless more is asked for.
-pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
 
 /// A recording waits this long for the tables of the processes that it starts with.
 const TABLE_PATIENCE: Duration = Duration::from_millis(100);
@@ -82,6 +80,10 @@ pub struct Plan {
     pub name_filter: Option<Regex>,
     /// Look up source lines and inlined functions.
     pub with_lines: bool,
+    /// How much memory unwind tables may take.
+    pub table_bytes: usize,
+    /// Where they are kept from one recording to the next.
+    pub table_cache: Option<Cache>,
 }
 
 /// Why a recording ended.
@@ -101,6 +103,8 @@ pub enum Ended {
 pub struct Recording {
     plan: Plan,
     capture: Capture,
+    /// The processes of the plan.
+    targets: Watched,
     table: ProcessTable,
     tables: TableLoader,
     binaries: Binaries,
@@ -123,7 +127,7 @@ impl Recording {
     ///
     /// # Errors
     /// When the kernel refuses anything.
-    pub fn prepare(plan: Plan) -> Result<Self> {
+    pub fn prepare(mut plan: Plan) -> Result<Self> {
         let mut capture = Capture::load(&plan.settings)?;
         let scope = match plan.settings.target {
             Target::All => Scope::All,
@@ -142,10 +146,11 @@ impl Recording {
         }
         Ok(Self {
             account: CpuAccount::open(&plan.settings.target),
+            targets: Watched::new(&plan.pids),
+            tables: TableLoader::start(plan.table_bytes, plan.table_cache.take())?,
             plan,
             capture,
             table,
-            tables: TableLoader::start(DEFAULT_TABLE_BYTES)?,
             binaries,
             samples: Samples::default(),
             early: EarlySamples::default(),
@@ -168,7 +173,7 @@ impl Recording {
         if matches!(self.plan.settings.target, Target::All) {
             self.table.scan_all(&mut self.binaries);
         }
-        self.wait_for_tables()?;
+        self.wait_for_tables();
         // Last of all: what the targets use while this gets ready is not sampled.
         self.account = CpuAccount::open(&self.plan.settings.target);
         for &pid in &self.plan.pids {
@@ -182,17 +187,16 @@ impl Recording {
     }
 
     /// Gives the tables of what runs already a moment, so that the first samples have them.
-    fn wait_for_tables(&mut self) -> Result<()> {
+    fn wait_for_tables(&mut self) {
         let until = Instant::now() + TABLE_PATIENCE;
-        self.update_tables()?;
+        self.update_tables();
         while !self.tables.is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
-            self.update_tables()?;
+            self.update_tables();
         }
-        Ok(())
     }
 
-    fn update_tables(&mut self) -> Result<()> {
+    fn update_tables(&mut self) {
         let Self {
             tables,
             table,
@@ -201,9 +205,8 @@ impl Recording {
             ..
         } = self;
         let now_mono_ns = now_mono_ns();
-        tables.update(table, binaries, &mut capture.tables, now_mono_ns)?;
+        tables.update(table, binaries, &mut capture.tables, now_mono_ns);
         self.keep_early(now_mono_ns);
-        Ok(())
     }
 
     fn cgroup_processes(&self) -> Vec<u32> {
@@ -243,6 +246,7 @@ impl Recording {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let news = self.capture.process_news()?;
+        let tables_made = self.tables.news();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {
@@ -270,12 +274,16 @@ impl Recording {
                     sleep(COALESCE).await;
                     guard?.clear_ready();
                     self.read();
-                    self.update_tables()?;
+                    self.update_tables();
+                    continue;
+                }
+                () = tables_made.notified() => {
+                    self.update_tables();
                     continue;
                 }
                 _ = tick.tick() => {
                     self.read();
-                    self.update_tables()?;
+                    self.update_tables();
                     progress(self.samples.count());
                     if self.targets_are_gone() { Ended::TargetsGone } else { continue }
                 }
@@ -285,10 +293,9 @@ impl Recording {
         }
     }
 
-    fn targets_are_gone(&self) -> bool {
-        !self.plan.pids.is_empty()
-            && !self.plan.follow_children
-            && self.plan.pids.iter().all(|&pid| !process::is_running(pid))
+    fn targets_are_gone(&mut self) -> bool {
+        let has_targets = !self.plan.pids.is_empty() && !self.plan.follow_children;
+        has_targets && !self.targets.is_any_running()
     }
 
     /// Takes in what has arrived, in the order in which it happened.
@@ -333,6 +340,8 @@ impl Recording {
         }
         self.apply_side_band_until(u64::MAX);
         self.table.forget_exited();
+        self.table
+            .look_for_unmapped(now_mono_ns(), &mut self.binaries);
         self.remove_ended_targets();
         self.batch = batch;
     }
@@ -397,15 +406,14 @@ impl Recording {
     }
 
     /// Waits a while for the tables of the last samples, and keeps all that are left.
-    fn settle_early(&mut self) -> Result<()> {
+    fn settle_early(&mut self) {
         let until = Instant::now() + EARLY_PATIENCE;
-        self.update_tables()?;
+        self.update_tables();
         while !self.early.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
-            self.update_tables()?;
+            self.update_tables();
         }
         self.keep_early(u64::MAX);
-        Ok(())
     }
 
     /// Keeps the samples that wait for tables no longer.
@@ -444,6 +452,12 @@ impl Recording {
 
     /// Counts a sample with the frames that were found last.
     fn keep(&mut self, header: &SampleHeader, process: ProcessId) {
+        let time_mono_ns = header.header.time_mono_ns;
+        for frame in &self.frames {
+            if let RawFrame::File(binary, _) = *frame {
+                self.tables.note_sampled(binary, time_mono_ns);
+            }
+        }
         let thread = ThreadKey {
             process,
             tid: header.tid,
@@ -473,7 +487,7 @@ impl Recording {
             self.account.add_started(pid, 0);
         }
         let used_ns = self.account.close();
-        self.settle_early()?;
+        self.settle_early();
         let context = Context {
             table: &self.table,
             binaries: &self.binaries,
@@ -493,7 +507,9 @@ impl Recording {
         }
         let mut lost = vec![("malformed_record", self.malformed)];
         lost.push(("side_band_ring_full", self.table.lost_records));
-        lost.push(("unwind_tables_full", self.tables.refused()));
+        let losses = self.tables.losses();
+        lost.push(("unwind_tables_full", losses.full));
+        lost.push(("unwind_files_damaged", losses.damaged));
         let mut taken = 0;
         for (counter, count) in self.capture.counts()? {
             match counter {

@@ -70,3 +70,31 @@ fn text_in_a_pipe_has_no_colours() {
     assert!(output.stdout.starts_with(b"kernel\n"));
     assert!(!output.stdout.contains(&0x1b));
 }
+
+#[test]
+fn capacity_of_the_unwinder_is_told() {
+    let output = output(Command::new(env!("CARGO_BIN_EXE_hotspan")).args(["doctor", "--json"]));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let unwinder = &report["unwinder"];
+    assert_eq!(unwinder["architecture"], std::env::consts::ARCH);
+    let number = |name: &str| unwinder[name].as_u64().expect("a number");
+    assert!(number("user_frames") >= 512 && number("kernel_frames") >= 127);
+    assert_eq!(number("table_bytes"), 64 << 20);
+    assert!(number("table_bytes_max") >= number("table_bytes"));
+    assert!(number("processes") >= 10_000 && number("mappings_per_process") >= 1000);
+    assert!(number("wide_rules") > 0);
+    let (_, checks) = checks(&output);
+    let ids = [
+        "unwind_tables",
+        "unwind_architecture",
+        "unwind_frames",
+        "unwind_memory",
+        "unwind_processes",
+        "unwind_mappings",
+        "unwind_wide_rules",
+    ];
+    for id in ids {
+        let check = checks.iter().find(|check| check["id"] == id);
+        assert!(check.is_some_and(|check| check["value"] != ""), "{id}");
+    }
+}

@@ -32,8 +32,9 @@ use tokio::io::unix::AsyncFd;
 
 use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
+use features::KernelVersion;
 use perf_event::{Sampler, SideBand};
-pub use tables::TableMaps;
+pub use tables::{DEFAULT_TABLE_BYTES, TABLE_BYTES, TableMaps};
 
 /// The programs, compiled from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan.bpf.o");
@@ -222,7 +223,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
         Target::Cgroup(cgroup) => (TargetMode::Cgroup, cgroup.id),
     };
     let (mode, kernel_stacks) = (mode as u32, u32::from(settings.kernel_stacks));
-    let has_task_pt_regs = u32::from(kernel_at_least(5, 15));
+    let has_task_pt_regs = u32::from(has_task_pt_regs());
     let log_level: u8 = if log::log_enabled!(log::Level::Debug) {
         4
     } else {
@@ -251,7 +252,7 @@ fn offsets(target: &Target) -> Result<Offsets> {
     let bytes = fs::read(PATH).with_context(|| format!("cannot read {PATH}"))?;
     let btf = Btf::parse(&bytes)?;
     let mut offsets = btf.offsets()?;
-    if !kernel_at_least(5, 15) {
+    if !has_task_pt_regs() {
         offsets.stack_to_pt_regs = SAVED_REGISTERS_OFFSET;
     }
     if let Target::Cgroup(Cgroup {
@@ -268,6 +269,11 @@ fn offsets(target: &Target) -> Result<Offsets> {
     Ok(offsets)
 }
 
+/// Whether the kernel has `bpf_task_pt_regs`. A kernel that tells no version is taken for an old one.
+fn has_task_pt_regs() -> bool {
+    KernelVersion::of_this_host() >= Some(KernelVersion::new(5, 15))
+}
+
 /// Where `pt_regs` lies from the base of a kernel stack before kernel 5.15, which tells by itself:
 /// at the end of 16 KiB.
 #[cfg(target_arch = "x86_64")]
@@ -281,14 +287,6 @@ fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
     let wanted = u64::from(cpus) * u64::from(rate_hz) * SAMPLE_BYTES * 3;
     let most = u64::from(RING_BYTES) * 16;
     wanted.clamp(1 << 20, most).next_power_of_two() as u32
-}
-
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {

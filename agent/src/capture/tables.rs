@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::{self, NonNull},
 };
@@ -13,13 +14,20 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
-use hotspan_abi::unwind::{ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
+use hotspan_abi::unwind::{MAX_SEGMENTS, ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 use hotspan_ebpf::unwind::Tables;
 
 use super::{bpf_syscall, take_map};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const SEGMENT_BYTES: usize = SEGMENT_WORDS * 4;
+
+/// How much memory unwind tables can be given.
+pub const TABLE_BYTES: RangeInclusive<usize> = SEGMENT_BYTES..=MAX_SEGMENTS * SEGMENT_BYTES;
+/// How much they are given, unless the user says otherwise: enough for a host with some hundred
+/// different programs.
+pub const DEFAULT_TABLE_BYTES: usize = 64 << 20;
+const _: () = assert!(DEFAULT_TABLE_BYTES <= MAX_SEGMENTS * SEGMENT_BYTES);
 
 /// The maps of the unwinder.
 pub struct TableMaps {
@@ -108,6 +116,14 @@ impl Tables for TableMaps {
     fn wide(&self, index: u32) -> Option<WideRule> {
         self.wide_rules.get(index as usize).copied()
     }
+}
+
+/// Whether the kernel and our rights allow tables: makes a segment and drops it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn try_segment() -> io::Result<()> {
+    Segment::create().map(drop)
 }
 
 /// One segment: a map of a single large value, mapped into our memory.

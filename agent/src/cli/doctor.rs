@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::capture::features::{self, Check, Section, Status};
+use crate::capture::features::{self, Capacity, Check, Section, Status};
 
 /// Arguments of `hotspan doctor`.
 #[derive(clap::Args)]
@@ -22,6 +22,7 @@ struct Report<'a> {
     version: &'static str,
     can_record: bool,
     checks: Vec<&'a Check>,
+    unwinder: Capacity,
 }
 
 /// Looks at this host and writes what was found. The exit code is 0 when recording works.
@@ -37,6 +38,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             version: env!("CARGO_PKG_VERSION"),
             can_record,
             checks: all(&sections).collect(),
+            unwinder: Capacity::HERE,
         };
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -202,6 +204,16 @@ hotspan cannot record on this host: 1 failed, 0 warned.
             version: "1",
             can_record: false,
             checks: all(&sections).collect(),
+            unwinder: Capacity {
+                architecture: "x86_64",
+                user_frames: 1,
+                kernel_frames: 2,
+                table_bytes: 3,
+                table_bytes_max: 4,
+                processes: 5,
+                mappings_per_process: 6,
+                wide_rules: 7,
+            },
         };
         let expected = serde_json::json!({
             "version": "1",
@@ -210,6 +222,10 @@ hotspan cannot record on this host: 1 failed, 0 warned.
                 {"id": "btf", "status": "ok", "value": "value", "costs": null, "fix": null},
                 {"id": "cap_bpf", "status": "fail", "value": "value", "costs": "all", "fix": "sudo"},
             ],
+            "unwinder": {
+                "architecture": "x86_64", "user_frames": 1, "kernel_frames": 2, "table_bytes": 3,
+                "table_bytes_max": 4, "processes": 5, "mappings_per_process": 6, "wide_rules": 7,
+            },
         });
         assert_eq!(serde_json::to_value(&report).expect("serializes"), expected);
     }

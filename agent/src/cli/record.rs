@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     os::{fd::AsFd, unix::process::ExitStatusExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitCode, ExitStatus, Stdio},
     time::Duration,
 };
@@ -14,9 +14,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regex::bytes::Regex;
 use tokio::process::{Child, Command};
 
-use super::{UsageError, duration, output::Output, tell};
+use super::{UsageError, duration, output::Output, size, tell};
 use crate::{
-    capture::{Cgroup, Settings, Target},
+    capture::{Cgroup, DEFAULT_TABLE_BYTES, Settings, TABLE_BYTES, Target},
     export::{
         self, Format,
         otlp_profiles::Host,
@@ -26,6 +26,7 @@ use crate::{
     model::Profile,
     pipeline::{Ended, Plan, Recording},
     process,
+    unwind::Cache,
 };
 
 /// Arguments of `hotspan record`.
@@ -58,6 +59,12 @@ pub struct Args {
     /// Leave kernel frames out
     #[arg(long)]
     no_kernel: bool,
+    /// Memory for unwind tables, between 1M and 256M [default: 64M]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    unwind_memory: Option<String>,
+    /// Keep unwind tables in this directory: later recordings start with them
+    #[arg(long, value_name = "DIR")]
+    unwind_cache: Option<PathBuf>,
     /// Give each thread a tower of its own
     #[arg(long)]
     per_thread: bool,
@@ -113,6 +120,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let plan = plan(args)?;
     let mut destinations = destinations(args)?;
     crate::capture::features::why_not_record()?;
+    process::share_heap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -213,6 +221,8 @@ fn plan(args: &Args) -> Result<Plan> {
         follow_children: args.children,
         name_filter,
         with_lines: args.inline,
+        table_bytes: table_bytes(args.unwind_memory.as_deref())?,
+        table_cache: table_cache(args.unwind_cache.as_deref())?,
     })
 }
 
@@ -230,6 +240,29 @@ fn rate(rate_hz: i64) -> Result<u32> {
         ))
         .into()),
     }
+}
+
+fn table_bytes(text: Option<&str>) -> Result<usize, UsageError> {
+    let Some(text) = text else {
+        return Ok(DEFAULT_TABLE_BYTES);
+    };
+    let bytes = usize::try_from(size::parse(text)?).unwrap_or(usize::MAX);
+    if TABLE_BYTES.contains(&bytes) {
+        return Ok(bytes);
+    }
+    let (least, most) = (TABLE_BYTES.start() >> 20, TABLE_BYTES.end() >> 20);
+    Err(UsageError(format!(
+        "--unwind-memory {text} is not between {least}M and {most}M"
+    )))
+}
+
+fn table_cache(folder: Option<&Path>) -> Result<Option<Cache>> {
+    folder
+        .map(|folder| {
+            Cache::open(folder)
+                .with_context(|| format!("cannot keep unwind tables in {}", folder.display()))
+        })
+        .transpose()
 }
 
 fn destinations(args: &Args) -> Result<Vec<Destination>> {

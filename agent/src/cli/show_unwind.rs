@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -12,7 +13,10 @@ use object::ReadCache;
 
 use super::UsageError;
 use super::output::Output;
-use crate::unwind::{Found, Reason, Rows, TableRule, debug_file, eh_frame, show::Shown, table};
+use crate::{
+    process::TargetRoot,
+    unwind::{Found, Reason, Rows, TableRule, debug_file, eh_frame, show::Shown, table},
+};
 
 /// Prints the rules by which a file's stack frames are unwound.
 #[derive(clap::Args)]
@@ -29,14 +33,12 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let addr = args.addr.as_deref().map(parse_addr).transpose()?;
     let cannot = || format!("cannot read {}", args.file.display());
-    let open = |path: &PathBuf| File::open(path).map(ReadCache::new);
-    let file = open(&args.file).with_context(cannot)?;
+    let file = Arc::new(File::open(&args.file).with_context(cannot)?);
     let path = args.file.canonicalize().with_context(cannot)?;
-    let candidates = debug_file::candidates(&file, &path, "/".as_ref());
-    let debug_file = candidates
-        .iter()
-        .filter_map(|path| Some((path, open(path).ok()?)))
-        .find(|(_, debug_file)| debug_file::belongs(debug_file, &file));
+    let root = TargetRoot::open("/".as_ref()).with_context(cannot)?;
+    let debug_file = debug_file::find(&file, &path, &root)
+        .map(|(path, file)| (path, ReadCache::new(Arc::new(file))));
+    let file = ReadCache::new(file);
     let found = eh_frame::rows(&file, debug_file.as_ref().map(|(_, file)| file));
     let found = found.with_context(cannot)?;
     Output::prepare("-")?.write(|out| {
@@ -46,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             writeln!(out, "{addr:016x} {}", Shown { arch, rule, wide })?;
         }
         if let (Some((path, _)), None) = (&debug_file, addr) {
-            writeln!(out, "\nmore rows from {}", path.display())?;
+            writeln!(out, "\nmore rows from /{}", path.display())?;
         }
         match addr {
             Some(_) => Ok(()),

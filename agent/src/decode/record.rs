@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn snapshot_has_as_many_words_as_it_says() {
-        let mut bytes: Vec<u8> = [5, 72, 7, 0, 1, 2, 0x1000, 0, 3, 0, 4, 0, 5, 0]
+        let mut bytes: Vec<u8> = [5, 88, 7, 0, 1, 2, 0x1000, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0]
             .iter()
             .flat_map(|field: &u32| field.to_ne_bytes())
             .collect();

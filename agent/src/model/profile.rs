@@ -134,7 +134,7 @@ impl Binary {
 }
 
 /// An executable segment of a [`Binary`], in the file's own terms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// First ELF virtual address.
     pub start: u64,

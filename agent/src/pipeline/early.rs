@@ -104,7 +104,7 @@ impl EarlySamples {
         let mut excess = words.sum::<usize>().saturating_sub(MAX_WORDS);
         for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
-            let known = tables.parts(sample.mappings.as_slice(), binaries, now_mono_ns);
+            let known = tables.parts(sample.mappings.as_slice(), binaries);
             if !known.is_complete && excess == 0 && age_ns < PATIENCE_NS {
                 self.waiting.push_back(sample);
                 continue;

@@ -31,13 +31,13 @@ pub struct KnownBinary {
     pub facts: ElfFacts,
     /// Hash of its ends and length.
     pub htlhash: Option<[u8; 16]>,
-    file: Option<File>,
+    file: Option<Arc<File>>,
 }
 
 impl KnownBinary {
     /// The file, if it could be opened.
     #[must_use]
-    pub fn file(&self) -> Option<&File> {
+    pub fn file(&self) -> Option<&Arc<File>> {
         self.file.as_ref()
     }
 
@@ -128,7 +128,9 @@ impl Binaries {
         } else {
             BinaryKind::File
         };
-        let file = file.filter(|_| self.list.len() < self.max_open);
+        let file = file
+            .filter(|_| self.list.len() < self.max_open)
+            .map(Arc::new);
         self.list.push(KnownBinary {
             kind,
             path,

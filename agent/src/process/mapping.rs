@@ -25,6 +25,17 @@ pub struct Mapping {
     pub code: Code,
 }
 
+impl Mapping {
+    /// What lies at an address in it.
+    #[must_use]
+    pub fn at(&self, addr: u64) -> Found {
+        match self.code {
+            Code::File(id) => Found::File(id, (addr - self.start).wrapping_add(self.file_offset)),
+            Code::Anonymous => Found::Anonymous,
+        }
+    }
+}
+
 /// A process with more mappings has them cut off here.
 const MAX_MAPPINGS: usize = 16 << 10;
 
@@ -70,18 +81,13 @@ impl Mappings {
     /// What lies at an address.
     #[must_use]
     pub fn at(&self, addr: u64) -> Found {
-        let Some(mapping) = self.find(addr) else {
-            return Found::Nowhere;
-        };
-        match mapping.code {
-            Code::File(id) => {
-                Found::File(id, (addr - mapping.start).wrapping_add(mapping.file_offset))
-            }
-            Code::Anonymous => Found::Anonymous,
-        }
+        let mapping = self.find(addr);
+        mapping.map_or(Found::Nowhere, |mapping| mapping.at(addr))
     }
 
-    fn find(&self, addr: u64) -> Option<&Mapping> {
+    /// The mapping that holds `addr`.
+    #[must_use]
+    pub fn find(&self, addr: u64) -> Option<&Mapping> {
         let after = self.0.partition_point(|mapping| mapping.start <= addr);
         self.0[..after].last().filter(|mapping| addr < mapping.end)
     }

@@ -6,21 +6,26 @@
 //! out of their root.
 
 mod account;
+mod alive;
 pub mod binary;
+mod churn;
 pub mod cpu_time;
 mod elf;
 mod mapping;
 pub mod pclntab;
-pub mod perf_map_file;
+mod perf_map_file;
 mod proc_files;
 mod signal;
 mod table;
+mod target_root;
 mod vdso;
 
 pub use account::CpuAccount;
+pub use alive::Watched;
 pub use binary::{Binaries, KnownBinary};
 pub use elf::{ElfFacts, symbol_bytes};
 pub use mapping::{Code, Mapping, Mappings};
 pub use proc_files::{is_running, process_of_thread, threads};
-pub use signal::{restore_signals, terminate};
-pub use table::{Found, Identity, ProcessTable, Scope};
+pub use signal::{restore_signals, share_heap, terminate};
+pub use table::{Changes, Found, Identity, ProcessTable, Scope};
+pub use target_root::{LastLink, TargetRoot};

@@ -98,12 +98,29 @@ pub fn ns_pid(pid: u32) -> Option<u32> {
     parse_ns_pid(&String::from_utf8_lossy(&bytes))
 }
 
-/// The executable mappings.
+/// `/proc/PID/maps`.
+#[derive(Debug, Default)]
+pub struct Maps(Vec<u8>);
+
+impl Maps {
+    /// The executable mappings.
+    pub fn mappings(&self) -> Vec<Mapped> {
+        let lines = self.0.split(|&byte| byte == b'\n');
+        lines.filter_map(parse_maps_line).collect()
+    }
+
+    /// How long it is: what reading it costs grows with that.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Reads what a process has mapped.
 ///
 /// # Errors
 /// When the process is gone or may not be looked at.
-pub fn mappings(pid: u32) -> io::Result<Vec<Mapped>> {
-    Ok(parse_maps(&read_bounded(&format!("/proc/{pid}/maps"))?))
+pub fn read_maps(pid: u32) -> io::Result<Maps> {
+    read_bounded(&format!("/proc/{pid}/maps")).map(Maps)
 }
 
 /// A path as `/proc` shows it, without the mark of a deleted file.
@@ -148,13 +165,6 @@ fn parse_container_id(cgroup: &str) -> Option<&str> {
         })
 }
 
-fn parse_maps(bytes: &[u8]) -> Vec<Mapped> {
-    bytes
-        .split(|&b| b == b'\n')
-        .filter_map(parse_maps_line)
-        .collect()
-}
-
 /// `start-end perms offset major:minor inode path`; `None` for what is not executable.
 fn parse_maps_line(line: &[u8]) -> Option<Mapped> {
     // The path may hold any byte but a newline, so it is split off before text is assumed.
@@ -193,7 +203,7 @@ mod tests {
             7f00-7f10 r-xp 00000000 00:00 0 \n\
             7ffc-7ffe r-xp 00000000 00:00 0                          [vdso]\n\
             nonsense\n";
-        let found = parse_maps(text);
+        let found = Maps(text.to_vec()).mappings();
         let paths: Vec<_> = found
             .iter()
             .map(|m| String::from_utf8_lossy(&m.path))

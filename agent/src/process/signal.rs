@@ -1,5 +1,5 @@
 //! Signals and limits: what we ask of the system for ourselves and for processes that we started.
-#![allow(unsafe_code)] // kill(2) and signal(2).
+#![allow(unsafe_code)] // kill(2), signal(2) and mallopt(3).
 
 /// Asks a child to end, as `kill` does. One that has ended and was waited for is left alone.
 pub fn terminate(child: &tokio::process::Child) {
@@ -37,5 +37,16 @@ pub fn raise_file_limit() -> u64 {
     match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } {
         0 => raised.rlim_cur,
         _ => limit.rlim_cur,
+    }
+}
+
+/// Lets all threads share one heap. Else each thread keeps for itself what it has freed, and the
+/// threads that make unwind tables have the largest vectors of all; they hardly ever allocate at the
+/// same time.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes a setting of the allocator, and no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }

@@ -6,7 +6,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     binary::Binaries,
+    churn::Churn,
     mapping::{Code, Mapping, Mappings},
+    perf_map_file::PerfMap,
     proc_files,
 };
 use crate::{
@@ -58,18 +60,14 @@ struct Running {
     has_exited: bool,
     /// When `/proc/PID/maps` was last read: not more than once a second.
     scanned_mono_ns: u64,
+    /// What was mapped before that, and is not any more: for samples from then.
+    unmapped: Vec<Mapping>,
 }
 
 /// A process that was sampled. It outlives the process itself.
 struct Sampled {
     identity: Identity,
     perf_map: PerfMap,
-}
-
-/// The perf map of a process, looked for once code made at run time was sampled.
-enum PerfMap {
-    Absent { looked_mono_ns: u64 },
-    Open(File),
 }
 
 /// Processes by pid.
@@ -79,10 +77,19 @@ pub struct ProcessTable {
     /// A process that we start ourselves, until its fork is told.
     expected: Option<u32>,
     sampled: Vec<Sampled>,
-    /// Processes whose mappings are not what they were at the last [`Self::take_changed`].
-    changed: FxHashSet<u32>,
+    changes: Changes,
+    churn: Churn,
     /// Records of the side band that its ring had no room for.
     pub lost_records: u64,
+}
+
+/// What changed since it was last asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Processes whose mappings are others, those that ended among them.
+    pub pids: FxHashSet<u32>,
+    /// Files that were mapped, also by processes that have ended since.
+    pub binaries: FxHashSet<BinaryId>,
 }
 
 /// What was not found in `/proc` is looked for again after this long.
@@ -97,7 +104,8 @@ impl ProcessTable {
             running: FxHashMap::default(),
             expected: None,
             sampled: Vec::new(),
-            changed: FxHashSet::default(),
+            changes: Changes::default(),
+            churn: Churn::default(),
             lost_records: 0,
         }
     }
@@ -122,9 +130,11 @@ impl ProcessTable {
             identity,
             ..Running::default()
         };
-        process.scan_mappings(binaries);
+        for mapped in proc_files::read_maps(pid).unwrap_or_default().mappings() {
+            process.map(&mapped, binaries, &mut self.changes);
+        }
         self.running.insert(pid, process);
-        self.changed.insert(pid);
+        self.changes.pids.insert(pid);
     }
 
     /// Keeps track of a process that we have just started ourselves.
@@ -144,11 +154,13 @@ impl ProcessTable {
             SideBandEvent::Comm { name, is_exec } if pid == tid => {
                 let name: Arc<str> = String::from_utf8_lossy(&name).into();
                 if is_exec {
-                    self.changed.insert(pid);
+                    self.changes.pids.insert(pid);
+                    self.churn.forget(pid);
                 }
                 if let Some(process) = self.tracked(pid) {
                     if is_exec {
                         process.mappings = Mappings::default();
+                        process.unmapped = Vec::new();
                         process.sampled = None;
                         process.identity.exe = None;
                         process.identity.container_id = proc_files::container_id(pid);
@@ -160,13 +172,20 @@ impl ProcessTable {
                 }
             }
             SideBandEvent::Mmap(mapped) => {
-                if let Some(process) = self.tracked(pid) {
-                    process.map(&mapped, binaries);
-                    self.changed.insert(pid);
-                }
+                self.map(pid, &mapped, record.time_mono_ns, binaries);
             }
             SideBandEvent::Fork { .. } | SideBandEvent::Comm { .. } | SideBandEvent::Exit => {}
         }
+    }
+
+    fn map(&mut self, pid: u32, mapped: &Mapped, time_mono_ns: u64, binaries: &mut Binaries) {
+        let mut changes = std::mem::take(&mut self.changes);
+        if let Some(process) = self.tracked(pid) {
+            process.map(mapped, binaries, &mut changes);
+            changes.pids.insert(pid);
+            self.churn.mapped(pid, time_mono_ns);
+        }
+        self.changes = changes;
     }
 
     fn tracked(&mut self, pid: u32) -> Option<&mut Running> {
@@ -197,7 +216,7 @@ impl ProcessTable {
         child.sampled = None;
         child.has_exited = false;
         self.running.insert(pid, child);
-        self.changed.insert(pid);
+        self.changes.pids.insert(pid);
     }
 
     /// Notes that the last thread of a process has ended. The process stays until
@@ -205,13 +224,14 @@ impl ProcessTable {
     pub fn exit(&mut self, pid: u32) {
         if let Some(process) = self.running.get_mut(&pid) {
             process.has_exited = true;
-            self.changed.insert(pid);
+            self.changes.pids.insert(pid);
+            self.churn.forget(pid);
         }
     }
 
-    /// Processes whose mappings have changed since the last call, those that ended among them.
-    pub fn take_changed(&mut self) -> FxHashSet<u32> {
-        std::mem::take(&mut self.changed)
+    /// What has changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
     }
 
     /// The executable mappings of a process by address; `None` when it has ended.
@@ -229,21 +249,6 @@ impl ProcessTable {
     pub fn copy_mappings(&self, pid: u32) -> Mappings {
         let process = self.running.get(&pid);
         process.map_or_else(Mappings::default, |process| process.mappings.clone())
-    }
-
-    /// Processes that have a file mapped.
-    pub fn users_of(&self, binary: BinaryId) -> impl Iterator<Item = u32> {
-        let maps = move |process: &Running| {
-            process
-                .mappings
-                .as_slice()
-                .iter()
-                .any(|mapping| mapping.code == Code::File(binary))
-        };
-        self.running
-            .iter()
-            .filter(move |(_, process)| maps(process))
-            .map(|(&pid, _)| pid)
     }
 
     /// Forgets the processes that have ended; what was sampled of them stays.
@@ -274,7 +279,7 @@ impl ProcessTable {
         let identity = process.identity.clone();
         self.sampled.push(Sampled {
             identity,
-            perf_map: PerfMap::Absent { looked_mono_ns: 0 },
+            perf_map: PerfMap::default(),
         });
         id
     }
@@ -293,43 +298,50 @@ impl ProcessTable {
         now_mono_ns: u64,
         binaries: &mut Binaries,
     ) -> Found {
-        let Some(process) = self.running.get_mut(&pid) else {
+        let Some(process) = self.running.get(&pid) else {
             return Found::Nowhere;
         };
-        let mut found = process.mappings.at(addr);
+        let mut mapping = process.find(addr, now_mono_ns);
         let is_due = now_mono_ns.saturating_sub(process.scanned_mono_ns) > LOOK_AGAIN_NS;
-        if found == Found::Nowhere && !process.has_exited && is_due {
-            process.scanned_mono_ns = now_mono_ns;
-            process.scan_mappings(binaries);
-            self.changed.insert(pid);
-            found = process.mappings.at(addr);
+        if mapping.is_none() && !process.has_exited && is_due {
+            self.look_again(pid, now_mono_ns, binaries);
+            mapping = self
+                .running
+                .get(&pid)
+                .and_then(|process| process.find(addr, now_mono_ns));
         }
+        let found = mapping.map_or(Found::Nowhere, |mapping| mapping.at(addr));
         if found == Found::Anonymous {
-            self.look_for_perf_map(pid, now_mono_ns);
+            let id = self.running.get(&pid).and_then(|process| process.sampled);
+            if let Some(sampled) = id.and_then(|ProcessId(id)| self.sampled.get_mut(id as usize)) {
+                sampled.perf_map.look(pid, now_mono_ns);
+            }
         }
         found
     }
 
-    /// Opens the perf map while the process lives. Run times write it some time after their first
-    /// code, so an absent one is looked for again, but not too often.
-    fn look_for_perf_map(&mut self, pid: u32, now_mono_ns: u64) {
-        let id = self.running.get(&pid).and_then(|process| process.sampled);
-        let Some(sampled) = id.and_then(|ProcessId(id)| self.sampled.get_mut(id as usize)) else {
-            return;
-        };
-        let PerfMap::Absent { looked_mono_ns } = sampled.perf_map else {
-            return;
-        };
-        if now_mono_ns.saturating_sub(looked_mono_ns) <= LOOK_AGAIN_NS {
-            return;
+    /// Looks at what processes have mapped that mapped something some time ago: nothing tells what
+    /// they unmap.
+    pub fn look_for_unmapped(&mut self, now_mono_ns: u64, binaries: &mut Binaries) {
+        while let Some(pid) = self.churn.next(now_mono_ns) {
+            self.look_again(pid, now_mono_ns, binaries);
         }
-        let ns_pid = proc_files::ns_pid(pid).unwrap_or(pid);
-        sampled.perf_map = match super::perf_map_file::open_perf_map(pid, ns_pid) {
-            Some(file) => PerfMap::Open(file),
-            None => PerfMap::Absent {
-                looked_mono_ns: now_mono_ns,
-            },
-        };
+    }
+
+    /// Reads the mappings of a process anew.
+    fn look_again(&mut self, pid: u32, now_mono_ns: u64, binaries: &mut Binaries) {
+        let (mut bytes, mut has_changed) = (0, false);
+        if let Some(process) = self.running.get_mut(&pid) {
+            process.scanned_mono_ns = now_mono_ns;
+            let maps = proc_files::read_maps(pid).unwrap_or_default();
+            bytes = maps.len();
+            has_changed = process.replace_mappings(&maps.mappings(), binaries, &mut self.changes);
+        }
+        if has_changed {
+            tracing::debug!(pid, "the mappings of a process were others than we knew");
+            self.changes.pids.insert(pid);
+        }
+        self.churn.looked(pid, bytes, has_changed, now_mono_ns);
     }
 
     /// What a profile says about a sampled process.
@@ -341,30 +353,56 @@ impl ProcessTable {
     /// The perf map of a sampled process, still open though the process may have ended.
     #[must_use]
     pub fn perf_map(&self, ProcessId(id): ProcessId) -> Option<&File> {
-        match &self.sampled[id as usize].perf_map {
-            PerfMap::Open(file) => Some(file),
-            PerfMap::Absent { .. } => None,
-        }
+        self.sampled[id as usize].perf_map.file()
     }
 }
 
 impl Running {
-    fn scan_mappings(&mut self, binaries: &mut Binaries) {
-        for mapped in proc_files::mappings(self.identity.pid).unwrap_or_default() {
-            self.map(&mapped, binaries);
-        }
+    /// The mapping that held an address at a time.
+    fn find(&self, addr: u64, time_mono_ns: u64) -> Option<Mapping> {
+        let is_unmapped = |mapping: &&Mapping| mapping.start <= addr && addr < mapping.end;
+        let before = || self.unmapped.iter().find(is_unmapped);
+        let found = self.mappings.find(addr);
+        let found = match found {
+            None if time_mono_ns < self.scanned_mono_ns => before(),
+            found => found,
+        };
+        found.copied()
     }
 
-    fn map(&mut self, mapped: &Mapped, binaries: &mut Binaries) {
+    /// Takes the mappings for those that there are; false when they are the same as before. What is
+    /// gone is kept for samples from before.
+    fn replace_mappings(
+        &mut self,
+        found: &[Mapped],
+        binaries: &mut Binaries,
+        changes: &mut Changes,
+    ) -> bool {
+        // A process whose main thread has ended shows none, and so does one on its way out.
+        if found.is_empty() {
+            return false;
+        }
+        let before = std::mem::take(&mut self.mappings);
+        for mapped in found {
+            self.map(mapped, binaries, changes);
+        }
+        let now = self.mappings.as_slice();
+        let is_gone = |mapping: &&Mapping| !now.contains(mapping);
+        self.unmapped = before.as_slice().iter().filter(is_gone).copied().collect();
+        before.as_slice() != now
+    }
+
+    fn map(&mut self, mapped: &Mapped, binaries: &mut Binaries, changes: &mut Changes) {
         let code = match binaries.of_mapping(self.identity.pid, mapped) {
             Some(id) => Code::File(id),
             None => Code::Anonymous,
         };
-        // The kernel maps the program itself before its interpreter and libraries.
-        if let (Code::File(id), None) = (code, &self.identity.exe)
-            && mapped.path.starts_with(b"/")
-        {
-            self.identity.exe = Some(binaries.get(id).path.clone());
+        if let Code::File(id) = code {
+            changes.binaries.insert(id);
+            // The kernel maps the program itself before its interpreter and libraries.
+            if self.identity.exe.is_none() && mapped.path.starts_with(b"/") {
+                self.identity.exe = Some(binaries.get(id).path.clone());
+            }
         }
         let Mapped {
             start,

@@ -4,25 +4,26 @@
 //! module `bpf`. Without the right to see addresses they are all zero, and no name is found.
 //! Read here and not by the symbolizer because only the file itself tells which module a symbol is
 //! of, and because kernels without modules lack what the symbolizer wants besides.
+//!
+//! A kernel has some hundred thousand symbols and a profile needs some hundred of them: only these
+//! are kept while the file goes by.
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
 };
 
-/// Functions of the kernel and its modules by address.
+/// The functions that hold some addresses, and the modules of the kernel.
 #[derive(Default)]
 pub struct Kallsyms {
-    symbols: Vec<Symbol>,
-    /// All names, one behind the other.
-    text: String,
+    /// The addresses, ascending, and the nearest function below each so far.
+    wanted: Vec<(u64, Option<Symbol>)>,
     modules: Vec<Module>,
 }
 
 struct Symbol {
     addr: u64,
-    name_start: u32,
-    name_len: u16,
+    name: String,
     module: u16,
 }
 
@@ -49,38 +50,46 @@ pub struct KernelSymbol<'a> {
 /// No function is so long that an address this far behind its start is inside it.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 /// A kernel with more symbols has the rest left out.
-const MAX_SYMBOLS: usize = 4 << 20;
+const MAX_LINES: usize = 8 << 20;
+/// No line is longer: names have 512 bytes at most.
+const MAX_LINE_BYTES: u64 = 4 << 10;
 
 impl Kallsyms {
-    /// Reads the running kernel's symbols.
+    /// Reads the running kernel's symbols for addresses.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read() -> io::Result<Self> {
-        Self::parse(BufReader::with_capacity(
-            64 << 10,
-            File::open("/proc/kallsyms")?,
-        ))
+    pub fn read(addrs: impl IntoIterator<Item = u64>) -> io::Result<Self> {
+        let file = BufReader::with_capacity(64 << 10, File::open("/proc/kallsyms")?);
+        Self::parse(file, addrs)
     }
 
-    fn parse(mut lines: impl BufRead) -> io::Result<Self> {
-        let mut symbols = Self::default();
-        symbols.modules.push(Module {
-            name: "[kernel]".into(),
-            start: u64::MAX,
-            last: 0,
-        });
-        let mut line = String::new();
-        while symbols.symbols.len() < MAX_SYMBOLS {
+    fn parse(mut lines: impl BufRead, addrs: impl IntoIterator<Item = u64>) -> io::Result<Self> {
+        let mut wanted: Vec<_> = addrs.into_iter().map(|addr| (addr, None)).collect();
+        wanted.sort_by_key(|wanted| wanted.0);
+        let mut symbols = Self {
+            wanted,
+            modules: vec![Module {
+                name: "[kernel]".into(),
+                start: u64::MAX,
+                last: 0,
+            }],
+        };
+        let mut line = Vec::new();
+        for _ in 0..MAX_LINES {
             line.clear();
-            if lines.read_line(&mut line)? == 0 {
+            if (&mut lines)
+                .take(MAX_LINE_BYTES)
+                .read_until(b'\n', &mut line)?
+                == 0
+            {
                 break;
             }
-            symbols.add(line.trim_end());
+            if let Ok(line) = str::from_utf8(&line) {
+                symbols.add(line.trim_end());
+            }
         }
-        // Of several names for one address the first is kept: the sort is stable.
-        symbols.symbols.sort_by_key(|symbol| symbol.addr);
-        symbols.symbols.dedup_by_key(|symbol| symbol.addr);
+        symbols.share();
         Ok(symbols)
     }
 
@@ -98,16 +107,35 @@ impl Kallsyms {
         let known = &mut self.modules[usize::from(module)];
         known.start = known.start.min(addr);
         known.last = known.last.max(addr);
-        let name_start = u32::try_from(self.text.len()).ok()?;
-        let name_len = u16::try_from(name.len()).ok()?;
-        self.text.push_str(name);
-        self.symbols.push(Symbol {
-            addr,
-            name_start,
-            name_len,
-            module,
-        });
+        // It may be the nearest of the first address at or above it; see `share` for the others.
+        let above = self.wanted.partition_point(|wanted| wanted.0 < addr);
+        let (wanted, nearest) = self.wanted.get_mut(above)?;
+        // Of several names for one address the first is kept.
+        let is_nearer = nearest.as_ref().is_none_or(|nearest| nearest.addr < addr);
+        if is_nearer && *wanted - addr <= MAX_FUNCTION_BYTES {
+            *nearest = Some(Symbol {
+                addr,
+                name: name.into(),
+                module,
+            });
+        }
         Some(())
+    }
+
+    /// What is nearest below an address is so for the next one too, unless there is one between.
+    fn share(&mut self) {
+        for above in 1..self.wanted.len() {
+            let (below, rest) = self.wanted.split_at_mut(above);
+            let (addr, nearest) = &mut rest[0];
+            if let (Some((_, Some(symbol))), None) = (below.last(), &nearest)
+                && *addr - symbol.addr <= MAX_FUNCTION_BYTES
+            {
+                *nearest = Some(Symbol {
+                    name: symbol.name.clone(),
+                    ..*symbol
+                });
+            }
+        }
     }
 
     /// Position of a module; symbols of one module follow each other, so the last is tried first.
@@ -124,18 +152,14 @@ impl Kallsyms {
         u16::try_from(at).ok()
     }
 
-    /// The function that holds `addr`.
+    /// The function that holds `addr`, one of those that were asked for.
     #[must_use]
     pub fn find(&self, addr: u64) -> Option<KernelSymbol<'_>> {
-        let after = self.symbols.partition_point(|symbol| symbol.addr <= addr);
-        let symbol = self.symbols[..after].last()?;
-        if addr - symbol.addr > MAX_FUNCTION_BYTES {
-            return None;
-        }
-        let start = symbol.name_start as usize;
-        let name = self.text.get(start..start + usize::from(symbol.name_len))?;
+        let at = self.wanted.partition_point(|wanted| wanted.0 < addr);
+        let (found, nearest) = self.wanted.get(at)?;
+        let symbol = nearest.as_ref().filter(|_| *found == addr)?;
         Some(KernelSymbol {
-            name,
+            name: &symbol.name,
             module: usize::from(symbol.module),
         })
     }
@@ -159,38 +183,75 @@ mod tests {
         ffffffffc0000000 t handle\t[driver]\n\
         ffffffffc0100000 t bpf_prog_1234_sample\t[bpf]\n";
 
-    fn parse(text: &str) -> Kallsyms {
-        Kallsyms::parse(text.as_bytes()).unwrap()
+    fn parse(text: &str, addrs: &[u64]) -> Kallsyms {
+        Kallsyms::parse(text.as_bytes(), addrs.iter().copied()).unwrap()
     }
 
     #[test]
     fn function_and_module_of_an_address_are_found() {
-        let symbols = parse(TEXT);
-        let found = |addr| {
-            symbols
-                .find(addr)
-                .map(|s| (s.name, symbols.modules()[s.module].name.as_str()))
-        };
-        assert_eq!(found(0xffff_ffff_8100_0000), Some(("_stext", "[kernel]")));
-        assert_eq!(found(0xffff_ffff_8100_0250), Some(("do_work", "[kernel]")));
-        assert_eq!(found(0xffff_ffff_c000_0010), Some(("handle", "[driver]")));
+        let expected = [
+            (0xffff_ffff_8100_0000, Some(("_stext", "[kernel]"))),
+            (0xffff_ffff_8100_00ff, Some(("_stext", "[kernel]"))),
+            (0xffff_ffff_8100_0100, Some(("do_work", "[kernel]"))),
+            (0xffff_ffff_8100_0250, Some(("do_work", "[kernel]"))),
+            (0xffff_ffff_8100_0260, Some(("do_work", "[kernel]"))),
+            (0xffff_ffff_c000_0010, Some(("handle", "[driver]"))),
+            (
+                0xffff_ffff_c010_0010,
+                Some(("bpf_prog_1234_sample", "[bpf]")),
+            ),
+            (0xffff_ffff_ffff_0000, None),
+            (1, None),
+        ];
+        // Whatever the order of the lines.
+        let mut lines: Vec<_> = TEXT.lines().collect();
+        for _ in 0..lines.len() {
+            let symbols = parse(&lines.join("\n"), &expected.map(|(addr, _)| addr));
+            for (addr, expected) in expected {
+                let found = symbols.find(addr);
+                let found = found.map(|s| (s.name, symbols.modules()[s.module].name.as_str()));
+                let is_alias = matches!(found, Some(("_text", _)));
+                assert!(found == expected || is_alias, "{addr:x} {found:?}");
+            }
+            lines.rotate_left(1);
+        }
+        let symbols = parse(TEXT, &[1]);
+        assert_eq!(symbols.find(0xffff_ffff_8100_0000), None, "nobody asked");
+        let kernel = &symbols.modules()[0];
         assert_eq!(
-            found(0xffff_ffff_c010_0010),
-            Some(("bpf_prog_1234_sample", "[bpf]"))
+            (kernel.start, kernel.last),
+            (0xffff_ffff_8100_0000, 0xffff_ffff_8100_0100)
         );
-        assert_eq!(found(0xffff_ffff_ffff_0000), None);
-        assert_eq!(found(1), None);
+    }
+
+    #[test]
+    fn first_of_several_names_is_kept() {
+        let addr = 0xffff_ffff_8100_0000;
+        let symbols = parse(TEXT, &[addr, addr + 1]);
+        assert_eq!(symbols.find(addr).unwrap().name, "_stext");
+        assert_eq!(symbols.find(addr + 1).unwrap().name, "_stext");
     }
 
     #[test]
     fn hidden_addresses_name_nothing() {
-        let zero = parse("0000000000000000 T _stext\n0000000000000000 t handle\t[driver]\n");
-        assert_eq!(zero.find(0xffff_ffff_8100_0000), None);
+        let addr = 0xffff_ffff_8100_0000;
+        let zero = parse(
+            "0000000000000000 T _stext\n0000000000000000 t handle\t[driver]\n",
+            &[addr],
+        );
+        assert_eq!(zero.find(addr), None);
+    }
+
+    #[test]
+    fn endless_line_is_no_symbol() {
+        let text = format!("ffffffff81000000 t {}\n{TEXT}", "x".repeat(1 << 20));
+        let addr = 0xffff_ffff_8100_0100;
+        assert_eq!(parse(&text, &[addr]).find(addr).unwrap().name, "do_work");
     }
 
     #[test]
     fn own_kernel_has_functions() {
-        let symbols = Kallsyms::read().unwrap();
+        let symbols = Kallsyms::read([0]).unwrap();
         assert_eq!(symbols.modules()[0].name, "[kernel]");
     }
 }

@@ -51,11 +51,13 @@ impl FileNames {
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
-        let is_absurd = |file| symbol_bytes(file) > MAX_SYMBOL_BYTES;
         let Some(path) = binary.open_path() else {
             return unnamed(addrs);
         };
-        if binary.file().is_some_and(is_absurd) {
+        if binary
+            .file()
+            .is_some_and(|file| symbol_bytes(file) > MAX_SYMBOL_BYTES)
+        {
             tracing::warn!(path = %binary.path, "its symbol tables are too large to be read");
             return unnamed(addrs);
         }

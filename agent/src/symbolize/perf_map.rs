@@ -9,6 +9,7 @@
 //! to hurt: what it can make us spend is bounded by the constants below.
 
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::io::{self, Read};
 
 use crate::model::RuntimeAddr;
@@ -63,6 +64,25 @@ pub struct Refused {
     pub surplus_lines: u64,
     /// Whether the file is longer than what is read of it.
     pub is_cut: bool,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.malformed_lines, "malformed lines"),
+            (self.long_lines, "lines that are too long"),
+            (self.surplus_lines, "lines that are too many"),
+        ];
+        let mut separator = "";
+        for (count, what) in counts.into_iter().filter(|&(count, _)| count > 0) {
+            write!(out, "{separator}{count} {what}")?;
+            separator = ", ";
+        }
+        if self.is_cut {
+            write!(out, "{separator}more than {} MiB", FILE_BYTES_MAX >> 20)?;
+        }
+        Ok(())
+    }
 }
 
 /// A range of addresses with one name.
@@ -554,5 +574,21 @@ mod tests {
             let mut pieces = map.pieces.windows(2);
             assert!(pieces.all(|pair| pair[0].end() <= pair[1].start));
         }
+    }
+
+    #[test]
+    fn what_was_refused_is_told() {
+        let check = |refused: Refused, expected| assert_eq!(refused.to_string(), expected);
+        let refused = Refused {
+            malformed_lines: 3,
+            surplus_lines: 1,
+            ..Refused::default()
+        };
+        check(refused, "3 malformed lines, 1 lines that are too many");
+        let refused = Refused {
+            is_cut: true,
+            ..Refused::default()
+        };
+        check(refused, "more than 256 MiB");
     }
 }

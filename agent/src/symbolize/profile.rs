@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::{
     kallsyms::Kallsyms,
     names::{FileNames, Named},
-    perf_map::PerfMap,
+    perf_map::{PerfMap, Refused},
     root::is_rooted,
 };
 use crate::{
@@ -199,7 +199,11 @@ impl<'a> Builder<'a> {
     }
 
     fn name_kernel(&mut self, wanted: &[(usize, u64)], frames: &mut [Option<Frame>]) {
-        let symbols = Kallsyms::read().unwrap_or_default();
+        let addrs = wanted.iter().map(|&(_, addr)| addr);
+        let symbols = Kallsyms::read(addrs).unwrap_or_else(|error| {
+            tracing::warn!(reason = %error, "kernel functions have no names");
+            Kallsyms::default()
+        });
         for &(slot, addr) in wanted {
             frames[slot] = Some(match symbols.find(addr) {
                 Some(symbol) => {
@@ -252,10 +256,7 @@ impl<'a> Builder<'a> {
         wanted: &[(usize, u64)],
         frames: &mut [Option<Frame>],
     ) {
-        let file = self.context.table.perf_map(process);
-        let map = file
-            .and_then(|file| PerfMap::parse(file).ok())
-            .unwrap_or_default();
+        let map = self.perf_map(process);
         for &(slot, addr) in wanted {
             frames[slot] = Some(match map.find(crate::model::RuntimeAddr(addr)) {
                 Some(name) => Frame {
@@ -268,6 +269,22 @@ impl<'a> Builder<'a> {
                 None => unnamed(FrameKind::Jit, None, "[anonymous]", addr),
             });
         }
+    }
+
+    /// The names that a process gives to code that it made at run time.
+    fn perf_map(&self, process: ProcessId) -> PerfMap {
+        let Some(file) = self.context.table.perf_map(process) else {
+            return PerfMap::default();
+        };
+        let pid = self.context.table.identity(process).pid;
+        let map = PerfMap::parse(file).unwrap_or_else(|error| {
+            tracing::warn!(pid, reason = %error, "a perf map is ignored");
+            PerfMap::default()
+        });
+        if map.refused() != Refused::default() {
+            tracing::warn!(pid, reason = %map.refused(), "a part of a perf map is ignored");
+        }
+        map
     }
 
     fn stack(&mut self, stack: &[u32], samples: &Samples, named: &mut [NamedFrame]) -> BuiltStack {

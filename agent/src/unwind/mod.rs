@@ -5,61 +5,37 @@
 //! [`table::Table`] for each executable segment, and a place for it in the [`Store`]. It writes no map:
 //! `capture` does.
 //!
-//! To add a source of tables: one file with a function from a file to [`Rows`], and a line in
-//! `sources`.
+//! To add a source of tables: one file with a function from a file to [`Rows`], and its place in
+//! [`Subject::make`].
 
 mod arch;
 mod bare_code;
+mod cache;
 mod cfi;
 #[cfg(test)]
 mod chains;
 pub mod debug_file;
 pub mod eh_frame;
+mod evidence;
 pub mod go;
 mod image;
+mod make;
 pub mod replay;
 pub mod show;
+mod space;
 mod steps;
 mod store;
 pub mod table;
+mod wide_rules;
 
-use std::{fs::File, ops::Range};
+use std::ops::Range;
 
 pub use arch::Arch;
 use hotspan_abi::unwind::{Rule, WideRule};
-use object::ReadCache;
 
-use crate::model::Segment;
+pub use cache::Cache;
+pub use make::{Likeness, Made, Proof, Subject};
 pub use store::{Placed, Store, Update};
-
-/// The tables of a file, for each executable segment those of its parts that have rules. Of a Go
-/// program, Go's own tables come first: they know the frameless functions that others leave out.
-#[must_use]
-pub fn tables_of_file(file: File, segments: &[Segment], is_go: bool) -> Vec<table::Table> {
-    // Only the sections that are needed are read, into memory of our own: the file may be cut off
-    // by its owner meanwhile.
-    let file = ReadCache::new(file);
-    let Ok(found) = eh_frame::rows(&file, None) else {
-        return Vec::new();
-    };
-    // A file for another processor may be mapped by an emulator; nothing in it is executed.
-    if found.arch != Arch::NATIVE {
-        return Vec::new();
-    }
-    let others = found.rows;
-    let rows = match is_go.then(|| go::rows(&file)).flatten() {
-        Some(go) => go::merge(&go, &others),
-        None => others,
-    };
-    if rows.rows.is_empty() {
-        return Vec::new();
-    }
-    segments
-        .iter()
-        .flat_map(|segment| table::pieces(&rows, segment.start..segment.end))
-        .filter_map(|piece| table::build(&rows, piece))
-        .collect()
-}
 
 /// The rules of one binary, by ELF address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +91,17 @@ pub enum Refused {
     /// It is for a machine that is not known, or no executable or library.
     #[error("it is no executable or library for x86-64 or arm64")]
     Machine,
+}
+
+/// Why a file without rows is taken for damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Its headers are.
+    #[error("{0}")]
+    Headers(Refused),
+    /// Its unwind information is: this happened most often.
+    #[error("its unwind information is damaged: {0}")]
+    Content(&'static str),
 }
 
 /// Why something in a file has no rule.
@@ -174,5 +161,23 @@ impl Report {
 
     fn refuse(&mut self, reason: Reason) {
         self.refused[reason as usize] += 1;
+    }
+
+    /// What is wrong with a file that has unwind information for none of its code, though there is
+    /// some.
+    fn fault(&self) -> Option<Fault> {
+        const FAULTS: [Reason; 4] = [
+            Reason::BadEntry,
+            Reason::BadProgram,
+            Reason::OutsideText,
+            Reason::TooMany,
+        ];
+        let text: u64 = self.text.iter().map(|text| text.end - text.start).sum();
+        let is_fault = |reason: Reason| FAULTS.contains(&reason) && self.refused(reason) > 0;
+        let (_, name) = Reason::ALL
+            .into_iter()
+            .filter(|&(reason, _)| is_fault(reason))
+            .max_by_key(|&(reason, _)| self.refused(reason))?;
+        (self.bare_bytes >= text).then_some(Fault::Content(name))
     }
 }

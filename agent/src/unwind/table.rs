@@ -25,7 +25,7 @@ pub struct Table {
     /// Wide rules that rows of this table refer to.
     pub wide: Vec<WideRule>,
     /// Where in `words` rows with a wide rule are.
-    wide_rows: Vec<u32>,
+    pub(super) wide_rows: Vec<u32>,
 }
 
 impl Table {
@@ -33,6 +33,30 @@ impl Table {
     #[must_use]
     pub fn row_count(&self) -> usize {
         self.words.len() - self.page_count as usize - 1
+    }
+
+    /// Whether the table is one that [`build`] could have made, as far as reading it goes: nothing in
+    /// it points out of it.
+    pub(super) fn is_sound(&self) -> bool {
+        let (pages, words) = (self.page_count as usize, self.words.len());
+        let Some(index) = self.words.get(..=pages) else {
+            return false;
+        };
+        let is_row = |&row: &u32| row as usize > pages && (row as usize) < words;
+        let is_wide = |&at: &u32| {
+            let word = self.words.get(at as usize).filter(|_| is_row(&at));
+            word.is_some_and(|&word| {
+                let rule = row_rule(word);
+                rule.kind() == Rule::WIDE && (rule.wide_index() as usize) < self.wide.len()
+            })
+        };
+        u32::try_from(words).is_ok()
+            && u64::from(self.page_count) <= MAX_PAGES
+            && index
+                .iter()
+                .all(|&row| row as usize > pages && row as usize <= words)
+            && index.is_sorted()
+            && self.wide_rows.iter().all(is_wide)
     }
 
     /// Gives the table its place: index words count from the start of all tables, where this one

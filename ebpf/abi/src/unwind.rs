@@ -242,6 +242,31 @@ impl WideRule {
             self.ra_offset as u32,
         ]
     }
+
+    /// From its words.
+    #[must_use]
+    pub const fn from_words(words: [u32; WIDE_RULE_WORDS]) -> Self {
+        let [
+            cfa_base,
+            cfa_offset,
+            cfa_is_read,
+            cfa_addend,
+            fp_rule,
+            fp_offset,
+            ra_rule,
+            ra_offset,
+        ] = words;
+        Self {
+            cfa_base,
+            cfa_offset: cfa_offset as i32,
+            cfa_is_read,
+            cfa_addend: cfa_addend as i32,
+            fp_rule,
+            fp_offset: fp_offset as i32,
+            ra_rule,
+            ra_offset: ra_offset as i32,
+        }
+    }
 }
 
 /// Words of a [`Mapping`].

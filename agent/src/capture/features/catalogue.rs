@@ -115,8 +115,15 @@ pub(super) const PROGRAMS: &[ProgramProbe] = &[
     },
 ];
 
+/// Maps that the agent writes unwind tables into as into its own memory.
+pub(super) const UNWIND_TABLES: Feature = Feature {
+    id: "unwind_tables",
+    is_required: true,
+    costs: "there is no place for unwind tables, nothing is recorded",
+    cure: "use Linux 5.5 or newer",
+};
+
 pub(super) const NO_PREALLOC: u32 = 1;
-const MMAPABLE: u32 = 1 << 10;
 
 const fn map(
     kind: u32,
@@ -154,15 +161,6 @@ pub(super) const MAPS: &[MapProbe] = &[
             cure: "use a kernel built with CONFIG_BPF_SYSCALL=y",
         },
         map: map(1, 8, 8, 1, 0),
-    },
-    MapProbe {
-        feature: Feature {
-            id: "map_array_mmapable",
-            is_required: false,
-            costs: "unwind tables are written entry by entry: start-up is slower",
-            cure: "use Linux 5.5 or newer",
-        },
-        map: map(2, 4, 8, 1, MMAPABLE),
     },
     MapProbe {
         feature: Feature {

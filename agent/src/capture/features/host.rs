@@ -95,6 +95,12 @@ impl KernelVersion {
         Self { major, minor }
     }
 
+    /// The version of the kernel that runs.
+    #[must_use]
+    pub fn of_this_host() -> Option<Self> {
+        Host::this().find_kernel_version()
+    }
+
     /// Reads a release such as `6.1.0-47-cloud-amd64`.
     #[must_use]
     pub fn parse(release: &str) -> Option<Self> {

@@ -9,12 +9,14 @@ mod host;
 mod probes;
 mod rights;
 mod settings;
+mod unwinder;
 
 use serde::Serialize;
 
 use host::Host;
 pub use host::KernelVersion;
 use rights::Rights;
+pub use unwinder::Capacity;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -115,6 +117,7 @@ pub fn check_all() -> Vec<Section> {
         section("programs", prober.program_checks()),
         section("maps", prober.map_checks()),
         section("helpers", prober.helper_checks()),
+        section("unwinder", prober.unwinder_checks(&Capacity::HERE)),
     ]);
     sections
 }

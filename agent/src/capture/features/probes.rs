@@ -37,7 +37,7 @@ const NOTHING: &[Instruction] = &[MOV_R0_0, EXIT];
 /// Step of an attempt: opening an event.
 const OPEN: &str = "open";
 /// Step of an attempt: making a map.
-const CREATE: &str = "create";
+pub(super) const CREATE: &str = "create";
 
 /// How far an attempt came.
 pub(super) type Attempt = Result<&'static str, Refusal>;
@@ -52,7 +52,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn at(step: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(super) fn at(step: &'static str) -> impl Fn(io::Error) -> Self {
         move |error| Self {
             step,
             error,
@@ -159,7 +159,7 @@ impl Prober {
             .collect()
     }
 
-    fn check(&self, feature: &Feature, attempt: Attempt) -> Check {
+    pub(super) fn check(&self, feature: &Feature, attempt: Attempt) -> Check {
         let id = feature.id;
         match attempt {
             Ok(value) => Check::ok(id, value),

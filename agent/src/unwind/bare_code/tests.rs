@@ -31,7 +31,7 @@ fn agreement(path: &str) -> f64 {
             match (cfa(rule, &found_wide.list), expected) {
                 (found, Some(expected)) if found == Some(expected) => same += 1,
                 // The same frame, by the other register.
-                ((Some((kind, _))), Some((other, _))) if kind != other => {}
+                (Some((kind, _)), Some((other, _))) if kind != other => {}
                 (_, Some(_)) => other += 1,
                 _ => {}
             }

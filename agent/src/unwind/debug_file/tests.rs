@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use super::*;
 
 /// A program header's fields: type, offset, size.
@@ -48,11 +50,17 @@ fn elf(build_id: &[u8], link: &[u8]) -> Vec<u8> {
 }
 
 fn paths(file: &[u8]) -> Vec<String> {
-    let paths = candidates(file, "/opt/app/bin".as_ref(), "/proc/7/root".as_ref());
+    let paths = candidates(&Image::parse(file).unwrap(), "/opt/app/bin".as_ref());
     paths
         .iter()
         .map(|path| path.display().to_string())
         .collect()
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
 }
 
 #[test]
@@ -63,14 +71,13 @@ fn build_id_comes_before_the_link() {
             b"bin.debug\0\0\0\x01\x02\x03\x04"
         )),
         [
-            "/proc/7/root/usr/lib/debug/.build-id/ab/0102.debug",
-            "/proc/7/root/opt/app/bin.debug",
-            "/proc/7/root/opt/app/.debug/bin.debug",
-            "/proc/7/root/usr/lib/debug/opt/app/bin.debug",
+            "usr/lib/debug/.build-id/ab/0102.debug",
+            "opt/app/bin.debug",
+            "opt/app/.debug/bin.debug",
+            "usr/lib/debug/opt/app/bin.debug",
         ]
     );
     assert!(paths(&elf(&[], b"")).is_empty());
-    assert!(paths(b"no ELF file").is_empty());
 }
 
 #[test]
@@ -87,14 +94,42 @@ fn links_name_nothing_but_a_file() {
 
 #[test]
 fn debug_file_has_the_same_build_id_or_the_checksum() {
-    let debug_file = elf(&[1, 2, 3], b"");
-    let belongs = |file: &[u8]| belongs(&debug_file[..], file);
+    let bytes = elf(&[1, 2, 3], b"");
+    let debug_file = file(&bytes);
+    let belongs = |binary: &[u8]| belongs(&debug_file, &Image::parse(binary).unwrap());
     assert!(belongs(&elf(&[1, 2, 3], b"")));
     assert!(!belongs(&elf(&[1, 2, 4], b"")));
     assert!(!belongs(&elf(&[], b"")));
     let mut crc = Crc::new();
-    crc.update(&debug_file);
+    crc.update(&bytes);
     let link = |crc: u32| [b"x\0\0\0".as_slice(), &crc.to_le_bytes()].concat();
     assert!(belongs(&elf(&[], &link(crc.sum()))));
     assert!(!belongs(&elf(&[], &link(crc.sum() ^ 1))));
+}
+
+#[test]
+fn debug_file_is_found_below_the_root_and_nowhere_else() {
+    let link = |crc: u32| [b"x\0\0\0".as_slice(), &crc.to_le_bytes()].concat();
+    let binary = Arc::new(file(&elf(&[0xab, 1], &link(0))));
+    let folder = tempfile::tempdir().unwrap();
+    let root = TargetRoot::open(folder.path()).unwrap();
+    let find = || find(&binary, "/opt/bin".as_ref(), &root).map(|(path, _)| path);
+    let write = |path: &str, build_id: &[u8]| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, elf(build_id, b"")).unwrap();
+    };
+    assert_eq!(find(), None);
+    // Another build's.
+    write("opt/x", &[0xab, 2]);
+    assert_eq!(find(), None);
+    write("opt/.debug/x", &[0xab, 1]);
+    assert_eq!(find(), Some("opt/.debug/x".into()));
+    // Some distributions have the file elsewhere and a link to it, by build id.
+    let by_build_id = folder.path().join("usr/lib/debug/.build-id/ab/01.debug");
+    std::fs::create_dir_all(by_build_id.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/usr/lib/debug/opt/bin", &by_build_id).unwrap();
+    assert_eq!(find(), Some("opt/.debug/x".into()));
+    write("usr/lib/debug/opt/bin", &[0xab, 1]);
+    assert_eq!(find(), Some("usr/lib/debug/.build-id/ab/01.debug".into()));
 }
