@@ -109,7 +109,7 @@ enum Switched {
 }
 
 impl Switched {
-    const FOLLOW: Self = Self::Rule(AnyRule::Short(Rule::FRAME_POINTER));
+    const FOLLOW: Self = Self::Rule(AnyRule::Short(Rule::SWITCH));
 
     fn rule(self, depth: i64) -> AnyRule {
         match self {

@@ -208,7 +208,7 @@ mod tests {
     }
 
     const ROOT: TableRule = TableRule::Short(Rule::ROOT);
-    const FOLLOW: TableRule = TableRule::Short(Rule::FRAME_POINTER);
+    const FOLLOW: TableRule = TableRule::Short(Rule::SWITCH);
 
     fn check(functions: &[Spec<'_>], expected: &[(u64, TableRule)]) {
         let found = rows(&binary(functions)[..]).unwrap();
