@@ -6,18 +6,17 @@
 //! [`merge`] puts the two together.
 
 mod amd64;
+mod arm64;
+mod frames;
 
 use std::ops::Range;
 
-use object::{
-    LittleEndian, ReadRef,
-    elf::{EM_X86_64, FileHeader64},
-    read::elf::FileHeader,
-};
+use object::{LittleEndian, ReadRef, elf::FileHeader64, read::elf::FileHeader};
 use rustc_hash::FxHashMap;
 
-use super::{Rows, TableRule};
+use super::{Arch, Rows, TableRule};
 use crate::process::pclntab;
+use frames::Landmarks;
 use hotspan_abi::unwind::{Rule, WideRule};
 
 /// Rows end here, and the rest of the binary has none: far more than the largest binaries need.
@@ -28,23 +27,21 @@ const MAX_PADDING_BYTES: u64 = 64;
 
 /// The rows of the Go code in an ELF file, by ELF address; `None` when it holds none, or is for
 /// another processor.
-///
-/// On arm64 a frame looks otherwise (the return address lies at its lower end, and the frame
-/// pointer below the stack pointer), so that takes rules of its own beside those of `amd64`.
 #[must_use]
 pub fn rows<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Rows> {
     let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
-    if header.e_machine(LittleEndian) != EM_X86_64 {
-        return None;
-    }
+    let machine = match Arch::of_machine(header.e_machine(LittleEndian))? {
+        Arch::X86_64 => &amd64::AMD64,
+        Arch::Aarch64 => &arm64::ARM64,
+    };
     let table = pclntab::find(file)?;
     let mut rows = Builder::default();
-    let landmarks = amd64::Landmarks::new(&table);
+    let landmarks = Landmarks::new(machine, &table);
     for function in table.functions() {
         if rows.rows.len() > MAX_ROWS {
             break;
         }
-        amd64::add(&landmarks, &function, &mut rows);
+        frames::add(&landmarks, &function, &mut rows);
     }
     Some(rows.finish())
 }

@@ -1,0 +1,93 @@
+//! How Go's frames look on arm64.
+//!
+//! A function with a frame stores the return address at the bottom of it, and the caller's frame
+//! pointer in the word below, under the stack pointer; then it points the frame pointer there
+//! (`preprocess` in `cmd/internal/obj/arm64/obj7.go`). The depth table says how large the frame is;
+//! where it is zero the return address is in its register.
+
+use hotspan_abi::unwind::{FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
+
+use super::{
+    AnyRule,
+    frames::{Machine, Save},
+};
+use crate::process::pclntab::PcValue;
+
+pub(super) const ARM64: Machine = Machine {
+    rule,
+    thread_rule: |mstart0, above| wide(mstart0 + above, 0, -mstart0),
+    record_below: |depth| depth + 8,
+    find_save,
+    stack_pointer_writes,
+    clears_frame_pointer: |code| words(code).next() == Some(CLEAR_X29),
+    thread_start,
+    starts: &[b"_rt0_arm64_linux", b"main"],
+};
+
+/// Functions that switch stacks are short; of longer ones only the start is searched.
+const SWITCH_SEARCH_WORDS: usize = 1024;
+/// Writes of the stack pointer in one function that are looked at.
+const MAX_WRITES: usize = 16;
+
+/// `stur x29, [sp, #-8]`, and for large frames `stp x29, x30, [x20, #-8]`.
+const SAVES: [u32; 2] = [0xf81f_83fd, 0xa93f_fa9d];
+/// `mov x29, #0`, which is written so or as a copy of the register that is zero.
+const CLEAR_X29: u32 = 0xd280_001d;
+const RET: u32 = 0xd65f_03c0;
+
+fn words(code: &[u8]) -> impl Iterator<Item = u32> + Clone {
+    let (words, _) = code.as_chunks::<4>();
+    words.iter().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn rule(depth: i64, saved_below: i64) -> AnyRule {
+    if depth <= 0 {
+        return Rule::link(0).unwrap_or(Rule::NONE).into();
+    }
+    // With a frame pointer or without, a rule of 24 bits has the return address at the bottom.
+    if saved_below == 0 || saved_below == depth + 8 {
+        if let Some(rule) = Rule::from_register(Rule::FROM_SP, depth, saved_below) {
+            return rule.into();
+        }
+    }
+    wide(depth, saved_below, -depth)
+}
+
+fn wide(depth: i64, saved_below: i64, ra_offset: i64) -> AnyRule {
+    AnyRule::Wide(WideRule {
+        // Depths have 32 bits.
+        cfa_offset: i32::try_from(depth).unwrap_or(i32::MAX),
+        fp_rule: if saved_below == 0 { FP_SAME } else { FP_AT_CFA },
+        fp_offset: i32::try_from(-saved_below).unwrap_or(0),
+        ra_rule: RA_AT_CFA,
+        ra_offset: i32::try_from(ra_offset).unwrap_or(0),
+        ..WideRule::default()
+    })
+}
+
+fn find_save(values: &[PcValue], code: &[u8], entry: u64) -> Option<Save> {
+    let deep = values.iter().find(|value| value.value > 0)?;
+    // It comes right behind the instruction that makes the frame, or before it.
+    let near = usize::try_from(deep.range.start - entry).ok()? / 4 + 2;
+    let at = words(code)
+        .take(near)
+        .position(|word| SAVES.contains(&word))?;
+    Some(Save {
+        from: entry + 4 * at as u64 + 4,
+        below: i64::from(deep.value) + 8,
+    })
+}
+
+/// `mov sp, register`.
+fn stack_pointer_writes(code: &[u8], entry: u64) -> Vec<u64> {
+    let words = words(code).take(SWITCH_SEARCH_WORDS).enumerate();
+    let writes = words.filter(|(_, word)| word & 0xffff_fc1f == 0x9100_001f);
+    let behind = writes.map(|(at, _)| entry + 4 * at as u64 + 4);
+    behind.take(MAX_WRITES).collect()
+}
+
+/// The parent returns before the child's code.
+fn thread_start(code: &[u8], entry: u64) -> Option<u64> {
+    let at = words(code).position(|word| word == RET)?;
+    Some(entry + 4 * at as u64 + 4)
+}
