@@ -17,6 +17,7 @@ pub mod debug_file;
 pub mod eh_frame;
 pub mod go;
 mod image;
+pub mod readelf;
 pub mod replay;
 pub mod show;
 mod steps;
