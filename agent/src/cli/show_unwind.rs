@@ -1,10 +1,11 @@
 //! `hotspan show-unwind`: the rules by which a file's stack frames are unwound.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
     sync::Arc,
 };
 
@@ -15,10 +16,14 @@ use super::UsageError;
 use super::output::Output;
 use crate::{
     process::TargetRoot,
-    unwind::{Found, Reason, Rows, TableRule, debug_file, eh_frame, show::Shown, table},
+    unwind::{
+        Arch, Found, Reason, debug_file, eh_frame, go,
+        readelf::{self, Agreement},
+        show, table,
+    },
 };
 
-/// Prints the rules by which a file's stack frames are unwound.
+/// Prints the rules by which a file's stack frames are unwound, beside what readelf says.
 #[derive(clap::Args)]
 pub struct Args {
     /// Executable or shared library.
@@ -40,22 +45,72 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .map(|(path, file)| (path, ReadCache::new(Arc::new(file))));
     let file = ReadCache::new(file);
     let found = eh_frame::rows(&file, debug_file.as_ref().map(|(_, file)| file));
-    let found = found.with_context(cannot)?;
+    let mut found = found.with_context(cannot)?;
+    let go = go::rows(&file);
+    if let Some(go) = &go {
+        found.rows = go::merge(go, &found.rows);
+    }
+    let mut paths = vec![path];
+    paths.extend(debug_file.as_ref().map(|(path, _)| Path::new("/").join(path)));
+    let readelf = readelf_rows(&paths, found.arch)?;
     Output::prepare("-")?.write(|out| {
-        writeln!(out, "{:16} {:18} {:10} ra", "LOC", "CFA", "fp")?;
-        for (addr, rule) in shown(&found.rows, addr) {
-            let (arch, wide) = (found.arch, &found.rows.wide[..]);
-            writeln!(out, "{addr:016x} {}", Shown { arch, rule, wide })?;
+        let agreements = show::write_rows(&found, readelf.as_deref(), addr, out)?;
+        if readelf.is_none() {
+            writeln!(
+                out,
+                "\nreadelf is not installed (in Debian it is in the package binutils): nothing to compare with"
+            )?;
         }
-        if let (Some((path, _)), None) = (&debug_file, addr) {
+        if addr.is_some() {
+            return Ok(());
+        }
+        if let Some((path, _)) = &debug_file {
             writeln!(out, "\nmore rows from /{}", path.display())?;
         }
-        match addr {
-            Some(_) => Ok(()),
-            None => summarize(&found, out),
+        if let Some(go) = &go {
+            let count = go.rows.len();
+            writeln!(out, "\n{count} rows from the table of Go's runtime, which comes before others")?;
         }
+        summarize(&found, out)?;
+        summarize_agreements(&agreements, out)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What readelf says of these files; `None` when there is no readelf.
+fn readelf_rows(paths: &[PathBuf], arch: Arch) -> anyhow::Result<Option<Vec<readelf::Row>>> {
+    let mut rows = Vec::new();
+    for path in paths {
+        let mut command = Command::new("readelf");
+        command.args(readelf::ARGUMENTS).arg(path);
+        // What it complains about is its own affair.
+        let output = match command.stdin(Stdio::null()).stderr(Stdio::null()).output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            output => output.context("cannot run readelf")?,
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        rows.extend(readelf::parse(&text, arch.frame_pointer_name()));
+    }
+    rows.retain(|row| row.start < row.end);
+    rows.sort_by_key(|row| row.start);
+    Ok(Some(rows))
+}
+
+/// How far readelf agrees.
+fn summarize_agreements(
+    agreements: &BTreeMap<Agreement, u64>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    for (agreement, count) in agreements {
+        let mark = agreement.mark();
+        let what = if mark.is_empty() {
+            "as readelf has them"
+        } else {
+            mark
+        };
+        writeln!(out, "{count} places {what}")?;
+    }
+    Ok(())
 }
 
 fn parse_addr(text: &str) -> Result<u64, UsageError> {
@@ -65,16 +120,6 @@ fn parse_addr(text: &str) -> Result<u64, UsageError> {
             "`{text}` is no address; write it in hexadecimal, as `nm` prints it"
         ))
     })
-}
-
-/// The rows to print: all, or the one for an address.
-fn shown(rows: &Rows, addr: Option<u64>) -> Vec<(u64, TableRule)> {
-    let Some(addr) = addr else {
-        return rows.rows.clone();
-    };
-    let behind = rows.rows.partition_point(|row| row.0 <= addr);
-    let row = behind.checked_sub(1).map(|index| rows.rows[index]);
-    vec![row.unwrap_or((0, TableRule::NONE))]
 }
 
 /// How large the table is, and what is lacking.
@@ -119,18 +164,5 @@ mod tests {
         for text in ["", "main", "0x", "-1", "10000000000000000"] {
             assert!(parse_addr(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_address_is_shown_by_the_row_that_covers_it() {
-        let rule = TableRule::Wide(0);
-        let rows = Rows {
-            rows: vec![(16, rule), (32, TableRule::NONE)],
-            wide: Vec::new(),
-        };
-        assert_eq!(shown(&rows, None).len(), 2);
-        assert_eq!(shown(&rows, Some(31)), [(16, rule)]);
-        assert_eq!(shown(&rows, Some(32)), [(32, TableRule::NONE)]);
-        assert_eq!(shown(&rows, Some(15)), [(0, TableRule::NONE)]);
     }
 }

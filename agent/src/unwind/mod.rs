@@ -20,6 +20,7 @@ mod evidence;
 pub mod go;
 mod image;
 mod make;
+pub mod readelf;
 pub mod replay;
 pub mod show;
 mod space;

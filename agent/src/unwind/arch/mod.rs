@@ -48,6 +48,12 @@ impl Arch {
         Self::ALL.into_iter().find(is_it)
     }
 
+    /// What tools call its frame pointer.
+    #[must_use]
+    pub fn frame_pointer_name(self) -> &'static str {
+        self.facts().names[1]
+    }
+
     /// What differs between them.
     pub(super) const fn facts(self) -> &'static Facts {
         match self {

@@ -11,7 +11,15 @@ use hotspan_ebpf::{arch::X86_64, unwind::Registers};
 use object::{Object, ObjectSection};
 
 use super::*;
-use crate::unwind::{Arch, Reason, chains, show::Shown, table};
+use crate::unwind::{
+    Arch, Reason, chains,
+    readelf::{
+        self,
+        Agreement::{Different, OtherRegister},
+    },
+    show::Shown,
+    table,
+};
 
 /// Program headers, section names and the like come before this; text is from here on.
 const TEXT: u64 = 0x1000;
@@ -559,6 +567,9 @@ fn linkage_table_that_no_section_describes_is_known_by_its_code() {
     );
 }
 
+/// A program for arm64, see `chains/aarch64.c`.
+const AARCH64: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/unwind/chains/aarch64.elf");
+
 /// The files of this process, and well-known ones where they exist.
 fn real_files() -> Vec<String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -576,151 +587,41 @@ fn real_files() -> Vec<String> {
         .collect()
 }
 
-/// A row as `readelf` prints it.
-struct ReadelfRow {
-    start: u64,
-    end: u64,
-    cfa: String,
-    fp: String,
-    ra: String,
-}
-
-/// Every row of every function, in the file's order.
-fn readelf_rows(path: &str) -> Vec<ReadelfRow> {
+/// What readelf says of a file.
+fn readelf_rows(path: &str, arch: Arch) -> Vec<readelf::Row> {
     let output = Command::new("readelf")
-        .args(["--wide", "--debug-dump=frames-interp,no-follow-links", path])
+        .args(readelf::ARGUMENTS)
+        .arg(path)
         .output()
         .expect("readelf is needed; it is in Debian's package binutils");
-    let text = String::from_utf8(output.stdout).unwrap();
-    let mut rows: Vec<ReadelfRow> = Vec::new();
-    let mut cies = std::collections::HashMap::new();
-    let (mut end, mut columns) = (0, Vec::new());
-    let mut cie = None;
-    for line in text.lines() {
-        // A register in a column is `r9 (r9)`.
-        let words = line
-            .split_whitespace()
-            .filter(|word| !word.starts_with('('));
-        let words: Vec<_> = words.collect();
-        if let Some(index) = words.iter().position(|word| *word == "CIE") {
-            cie = Some(words[0].to_owned());
-            assert!(index < 4, "{line}");
-        } else if let Some(range) = line.split_once(" pc=").map(|line| line.1) {
-            let (from, to) = range.split_once("..").unwrap();
-            let start = u64::from_str_radix(from, 16).unwrap();
-            end = u64::from_str_radix(to, 16).unwrap();
-            cie = None;
-            // Without rows of its own a function has that of its CIE, when that has one.
-            let at = line.split("cie=").nth(1).unwrap().split(' ').next();
-            let row: Option<&(String, String, String)> = cies.get(at.unwrap());
-            let (cfa, fp, ra) = row.cloned().unwrap_or_default();
-            rows.push(ReadelfRow {
-                start,
-                end,
-                cfa,
-                fp,
-                ra,
-            });
-        } else if words.first() == Some(&"LOC") {
-            columns = words[1..].iter().map(|word| (*word).to_owned()).collect();
-        } else if words.len() == columns.len() + 1 && words[0].len() == 16 {
-            let column = |name| {
-                let index = columns.iter().position(|column| column == name);
-                index.map_or("u".to_owned(), |index| words[1 + index].to_owned())
-            };
-            let (cfa, fp, ra) = (column("CFA"), column("rbp"), column("ra"));
-            if let Some(cie) = &cie {
-                cies.insert(cie.clone(), (cfa, fp, ra));
-                continue;
-            }
-            let start = u64::from_str_radix(words[0], 16).unwrap();
-            let last = rows.last_mut().unwrap();
-            if start == last.start {
-                (last.cfa, last.fp, last.ra) = (cfa, fp, ra);
-            } else if start < end {
-                last.end = start;
-                rows.push(ReadelfRow {
-                    start,
-                    end,
-                    cfa,
-                    fp,
-                    ra,
-                });
-            }
-        }
-    }
-    rows
-}
-
-/// Why a row may differ from readelf's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Difference {
-    /// readelf prints no expressions. What they became is compared with framehop.
-    Expression,
-    /// The CFA is by a register that is not followed, or the return address in one: no rule.
-    OtherRegister,
-    /// The frame pointer was popped, which compilers do not say: it is in its register.
-    Popped,
-}
-
-/// How a rule differs from readelf's row, which is none of ours to explain when it is `Err`.
-fn difference(row: &ReadelfRow, rule: TableRule, found: &Found) -> Result<Option<Difference>, ()> {
-    // readelf writes its number.
-    let shown = show(found, rule).to_string().replace("rdi", "r5");
-    let words: Vec<_> = shown.split_whitespace().collect();
-    let same = match (row.ra.as_str(), words.as_slice()) {
-        ("u", ["root"]) => true,
-        (ra, [cfa, fp, our_ra]) => *cfa == row.cfa && *fp == row.fp && *our_ra == ra,
-        _ => false,
-    };
-    if same {
-        return Ok(None);
-    }
-    if row.cfa == "exp" || row.fp == "exp" {
-        return Ok(Some(Difference::Expression));
-    }
-    let none = |difference| (words == ["none"]).then_some(Some(difference)).ok_or(());
-    if !row.ra.starts_with(['c', 'u']) {
-        return none(Difference::OtherRegister);
-    }
-    let (base, cfa) = row.cfa.split_once('+').ok_or(())?;
-    if !["rsp", "rbp", "rbx"].contains(&base) {
-        return none(Difference::OtherRegister);
-    }
-    let fp: i64 = row.fp.strip_prefix("c-").ok_or(())?.parse().map_err(drop)?;
-    let is_below = base == "rsp" && fp > cfa.parse().map_err(drop)?;
-    let is_popped = is_below && words == [&row.cfa, "u", "c-8"];
-    is_popped.then_some(Some(Difference::Popped)).ok_or(())
+    readelf::parse(
+        &String::from_utf8(output.stdout).unwrap(),
+        arch.frame_pointer_name(),
+    )
 }
 
 #[test]
 fn every_row_is_as_readelf_prints_it() {
-    for path in real_files() {
+    for path in real_files().into_iter().chain([AARCH64.to_owned()]) {
         let bytes = fs::read(&path).unwrap();
         let found = rows(&bytes[..], None).unwrap();
-        let readelf = readelf_rows(&path);
-        assert!(readelf.len() > 100, "{path}");
+        let readelf = readelf_rows(&path, found.arch);
+        assert!(readelf.len() > 30, "{path}");
         let mut kinds = std::collections::BTreeMap::new();
         for row in readelf.iter().filter(|row| row.start < row.end) {
             for addr in [row.start, row.end - 1] {
                 let rule = found.rows.lookup(addr);
-                let Ok(kind) = difference(row, rule, &found) else {
-                    panic!(
-                        "{path} at {addr:#x}: readelf has {} {} {}, we {}",
-                        row.cfa,
-                        row.fp,
-                        row.ra,
-                        show(&found, rule)
-                    );
-                };
+                let ours = show(&found, rule);
+                let kind = readelf::compare(row, &ours);
+                assert_ne!(kind, Different, "{path} at {addr:#x}: {row:?}, we {ours}");
                 *kinds.entry(kind).or_insert(0) += 1;
             }
         }
-        let count = |kind| kinds.get(&Some(kind)).copied().unwrap_or(0);
+        let count = |kind| kinds.get(&kind).copied().unwrap_or(0);
         let refused = |reason| 2 * found.report.refused(reason);
         // Functions that jump far away load the return address into a register first.
         assert_eq!(
-            count(Difference::OtherRegister),
+            count(OtherRegister),
             refused(Reason::CfaRegister) + refused(Reason::ReturnAddress),
             "{path}"
         );
