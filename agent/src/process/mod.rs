@@ -21,6 +21,6 @@ pub use account::CpuAccount;
 pub use binary::{Binaries, KnownBinary};
 pub use elf::{ElfFacts, symbol_bytes};
 pub use mapping::{Code, Mapping, Mappings};
-pub use proc_files::{is_running, process_of_thread, threads};
+pub use proc_files::{container_of_cgroup, is_running, process_of_thread, threads};
 pub use signal::{restore_signals, terminate};
 pub use table::{Found, Identity, ProcessTable, Scope};
