@@ -219,10 +219,10 @@ fn what_is_unread(unread: Unread) -> Option<String> {
         left_out,
     } = unread;
     let reasons = [
-        (denied, "need root (who does the I/O, for one)"),
-        (malformed, "make no sense"),
-        (failed, "failed to be read"),
-        (left_out, "are beyond the limit of what is looked at"),
+        (denied, "denied (root may know who does the I/O, for one)"),
+        (malformed, "malformed"),
+        (failed, "failed"),
+        (left_out, "beyond the limit of what is looked at"),
     ];
     let parts: Vec<_> = reasons
         .into_iter()
@@ -281,7 +281,7 @@ verdict    resource    instance     used      waiting        errors  top
 saturated  cpu         cpu0      100.0 %  1.25 thread  0 throttle/s  busy[7] 98 %
 ok         filesystem  /a?[2J     50.0 %            -             -
 1 more checks of cgroups show no trouble; --json has them.
-Not read, of the kernel's files: 3 need root (who does the I/O, for one).
+Not read, of the kernel's files: 3 denied (root may know who does the I/O, for one).
 ";
         assert_eq!(render(checks(), unread, Palette::PLAIN), expected);
     }
