@@ -8,7 +8,7 @@
 //!
 //! To add a resource:
 //! 1. A file with a pure parser for each kernel file (its test ends with `text::torture::check`), a
-//!    `Reading` of raw counters, `read`, and `checks`, which goes through [`verdict::Numbers`].
+//!    `Reading` of raw counters, `read`, and `checks`, which goes through `verdict::Numbers`.
 //! 2. A field of [`Reading`] below, a line in [`Reading::read`], and one in [`checks`].
 //! 3. A rule in `verdict.rs`, with its reason. A test finds resources that have none.
 //! 4. Files for it in the fixture of `tests.rs`.

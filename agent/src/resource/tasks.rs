@@ -121,16 +121,16 @@ pub fn read(reader: &mut Reader) -> Reading {
 }
 
 fn read_process(reader: &mut Reader, pid: u32, threads_left: &mut usize) -> Option<Process> {
-    let stat = reader.read(&format!("proc/{pid}/stat"), parse_stat)?;
+    let stat = reader.read_piece(&format!("proc/{pid}/stat"), parse_stat)?;
     let wait_ns = if stat.threads <= 1 {
-        reader.read(&format!("proc/{pid}/schedstat"), parse_schedstat)
+        reader.read_piece(&format!("proc/{pid}/schedstat"), parse_schedstat)
     } else {
         wait_of_threads(reader, pid, threads_left)
     };
     Some(Process {
         stat,
         wait_ns,
-        io_bytes: reader.read(&format!("proc/{pid}/io"), parse_io),
+        io_bytes: reader.read_piece(&format!("proc/{pid}/io"), parse_io),
     })
 }
 
@@ -142,7 +142,7 @@ fn wait_of_threads(reader: &mut Reader, pid: u32, threads_left: &mut usize) -> O
     };
     *threads_left = left;
     let mut waits = tids.into_iter().filter_map(|tid| {
-        reader.read(&format!("proc/{pid}/task/{tid}/schedstat"), parse_schedstat)
+        reader.read_piece(&format!("proc/{pid}/task/{tid}/schedstat"), parse_schedstat)
     });
     let first = waits.next()?;
     waits.try_fold(first, u64::checked_add)
