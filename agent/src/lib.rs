@@ -10,5 +10,6 @@ pub mod export;
 pub mod model;
 pub mod pipeline;
 pub mod process;
+pub mod resource;
 pub mod symbolize;
 pub mod unwind;

@@ -8,6 +8,7 @@
 pub mod browser;
 pub mod collector;
 pub mod formats;
+pub mod node_exporter;
 pub mod otlp_json;
 pub mod perf;
 pub mod place;

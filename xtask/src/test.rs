@@ -38,6 +38,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "make",              provides: "make" },
     Package { name: "musl-tools",        provides: "musl-gcc" },
     Package { name: "nodejs",            provides: "node" },
+    Package { name: "prometheus-node-exporter", provides: "prometheus-node-exporter" },
     Package { name: "python3",           provides: "python3" },
     Package { name: "python3-venv",      provides: "/usr/share/doc/python3-venv" },
     Package { name: "zlib1g-dev",        provides: "/usr/include/zlib.h" },

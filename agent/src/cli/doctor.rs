@@ -1,11 +1,12 @@
 //! `hotspan doctor`: says what this kernel and these rights allow.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::palette::Palette;
 use crate::capture::features::{self, Capacity, Check, Section, Status};
 
 /// Arguments of `hotspan doctor`.
@@ -56,48 +57,11 @@ fn all(sections: &[Section]) -> impl Iterator<Item = &Check> {
     sections.iter().flat_map(|section| &section.checks)
 }
 
-/// Escape sequences around words; empty when there is no terminal to colour.
-#[derive(Clone, Copy)]
-struct Palette {
-    bold: &'static str,
-    green: &'static str,
-    yellow: &'static str,
-    red: &'static str,
-    reset: &'static str,
-}
-
-impl Palette {
-    const PLAIN: Self = Self {
-        bold: "",
-        green: "",
-        yellow: "",
-        red: "",
-        reset: "",
-    };
-    const ANSI: Self = Self {
-        bold: "\x1b[1m",
-        green: "\x1b[32m",
-        yellow: "\x1b[33m",
-        red: "\x1b[31m",
-        reset: "\x1b[0m",
-    };
-
-    /// Colours on a terminal, unless `NO_COLOR` (<https://no-color.org>) is set and not empty.
-    fn of_stdout() -> Self {
-        let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        if io::stdout().is_terminal() && !is_refused {
-            Self::ANSI
-        } else {
-            Self::PLAIN
-        }
-    }
-
-    fn of_status(self, status: Status) -> (&'static str, &'static str) {
-        match status {
-            Status::Ok => ("ok", self.green),
-            Status::Warn => ("warn", self.yellow),
-            Status::Fail => ("FAIL", self.red),
-        }
+fn words_of(palette: Palette, status: Status) -> (&'static str, &'static str) {
+    match status {
+        Status::Ok => ("ok", palette.green),
+        Status::Warn => ("warn", palette.yellow),
+        Status::Fail => ("FAIL", palette.red),
     }
 }
 
@@ -128,7 +92,7 @@ fn render(sections: &[Section], can_record: bool, palette: Palette) -> String {
 
 fn render_check(text: &mut String, check: &Check, width: usize, palette: Palette) {
     let reset = palette.reset;
-    let (word, colour) = palette.of_status(check.status);
+    let (word, colour) = words_of(palette, check.status);
     let Check { id, value, .. } = check;
     line(
         text,

@@ -2,11 +2,13 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod checklist;
 mod diff;
 mod doctor;
 mod duration;
 mod flamegraph;
 mod output;
+mod palette;
 mod record;
 mod show_unwind;
 mod size;
@@ -42,6 +44,8 @@ enum Command {
     Flamegraph(flamegraph::Args),
     /// Draw what differs between two saved profiles
     Diff(diff::Args),
+    /// Check each resource of this host: utilization, saturation, errors, and who causes them
+    Use(checklist::Args),
     /// Say what this kernel and these rights allow, and how to get what is lacking
     Doctor(doctor::Args),
     /// Print the rules by which a file's stack frames are unwound
@@ -70,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Record(args) => record::run(&args),
         Command::Flamegraph(args) => flamegraph::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Use(args) => checklist::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::ShowUnwind(args) => show_unwind::run(&args),
     };

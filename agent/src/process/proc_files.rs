@@ -140,29 +140,33 @@ fn parse_ns_pid(status: &str) -> Option<u32> {
     line.split_whitespace().last()?.parse().ok()
 }
 
-/// Finds a container id in `/proc/PID/cgroup`: the last path element that has one, as container
-/// runtimes write it: 64 hexadecimal digits, or 32 and a number (Amazon ECS), with a prefix such
-/// as `cri-containerd-` and a suffix `.scope` or not.
+/// Finds a container id in the lines of `/proc/PID/cgroup`.
 fn parse_container_id(cgroup: &str) -> Option<&str> {
     cgroup
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find_map(|path| {
-            path.rsplit('/').find_map(|element| {
-                let element = element.strip_suffix(".scope").unwrap_or(element);
-                let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
-                let bare = element.rsplit('-').next().unwrap_or(element);
-                if bare.len() == 64 && is_hex(bare) {
-                    return Some(bare);
-                }
-                let (task, number) = element.split_once('-')?;
-                let is_ecs = task.len() == 32
-                    && is_hex(task)
-                    && !number.is_empty()
-                    && number.bytes().all(|b| b.is_ascii_digit());
-                is_ecs.then_some(element)
-            })
-        })
+        .find_map(container_of_cgroup)
+}
+
+/// Finds a container id in the path of a cgroup: the last path element that has one, as container
+/// runtimes write it: 64 hexadecimal digits, or 32 and a number (Amazon ECS), with a prefix such
+/// as `cri-containerd-` and a suffix `.scope` or not.
+#[must_use]
+pub fn container_of_cgroup(path: &str) -> Option<&str> {
+    path.rsplit('/').find_map(|element| {
+        let element = element.strip_suffix(".scope").unwrap_or(element);
+        let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+        let bare = element.rsplit('-').next().unwrap_or(element);
+        if bare.len() == 64 && is_hex(bare) {
+            return Some(bare);
+        }
+        let (task, number) = element.split_once('-')?;
+        let is_ecs = task.len() == 32
+            && is_hex(task)
+            && !number.is_empty()
+            && number.bytes().all(|b| b.is_ascii_digit());
+        is_ecs.then_some(element)
+    })
 }
 
 /// `start-end perms offset major:minor inode path`; `None` for what is not executable.

@@ -28,13 +28,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("protocol",  &["model", "decode"]),
     // Names come late, once for each distinct frame, so this stage reads what was aggregated.
     ("symbolize", &["model", "decode", "process", "aggregate"]),
-    ("resource",  &["model", "decode"]),
+    // A container is told by the same rules wherever its name comes from.
+    ("resource",  &["model", "decode", "process"]),
     ("aggregate", &["model"]),
     ("export",    &["model"]),
     ("pipeline",  &["model", "config", "telemetry", "audit", "capture", "decode", "process", "unwind", "context",
                     "protocol", "symbolize", "resource", "aggregate", "export"]),
-    ("cli",       &["model", "config", "telemetry", "audit", "capture", "process", "unwind", "symbolize", "export",
-                    "pipeline"]),
+    ("cli",       &["model", "config", "telemetry", "audit", "capture", "process", "unwind", "symbolize", "resource",
+                    "export", "pipeline"]),
 ];
 
 /// Crates that have one home, so that replacing one is a change of that home alone.

@@ -1,0 +1,121 @@
+//! What each resource of the host is doing: utilization, saturation, errors.
+//!
+//! In: the kernel's files below a [`Root`]: `/proc`, `/sys`, cgroups of both versions, pressure.
+//! Out: [`Reading`]s of raw counters, and from two of them [`Check`]s. It keeps no history, starts
+//! nothing, and prints nothing. A counter that went back, a device that came or went, a file that
+//! is missing or makes no sense: these give no number, never a wrong one, and what could not be
+//! read is counted in [`Unread`].
+//!
+//! To add a resource:
+//! 1. A file with a pure parser for each kernel file (its test ends with `text::torture::check`), a
+//!    `Reading` of raw counters, `read`, and `checks`, which goes through `verdict::Numbers`.
+//! 2. A field of [`Reading`] below, a line in [`Reading::read`], and one in [`checks`].
+//! 3. A rule in `verdict.rs`, with its reason. A test finds resources that have none.
+//! 4. Files for it in the fixture of `tests.rs`.
+
+pub mod cgroup;
+mod contributors;
+pub mod cpu;
+pub mod disk;
+pub mod file_descriptors;
+pub mod filesystem;
+mod interval;
+pub mod memory;
+mod mounts;
+pub mod network;
+pub mod processes;
+pub mod psi;
+mod root;
+pub mod tasks;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
+mod text;
+mod verdict;
+
+use std::time::Instant;
+
+use crate::model::Check;
+use contributors::Contributors;
+use interval::Interval;
+use root::Reader;
+
+pub use root::{Root, Unread};
+
+/// Raw counters of all resources at one instant.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // Each is documented in the module of its name.
+pub struct Reading {
+    /// When reading began.
+    pub at: Instant,
+    pub cpu: cpu::Reading,
+    pub memory: memory::Reading,
+    pub disk: disk::Reading,
+    pub filesystem: filesystem::Reading,
+    pub network: network::Reading,
+    pub tcp: tcp::Reading,
+    pub file_descriptors: Option<file_descriptors::Reading>,
+    pub processes: processes::Reading,
+    pub cgroup: cgroup::Reading,
+    pub tasks: tasks::Reading,
+    /// What could not be read.
+    pub unread: Unread,
+}
+
+impl Reading {
+    /// Reads everything.
+    #[must_use]
+    pub fn read(root: &Root) -> Self {
+        let mut reader = Reader::new(root);
+        let at = Instant::now();
+        let reader = &mut reader;
+        // What is compared with time comes first, close to the clock; what takes long comes last.
+        let cpu = cpu::read(reader);
+        let memory = memory::read(reader);
+        let disk = disk::read(reader);
+        let network = network::read(reader);
+        let tcp = tcp::read(reader);
+        let tasks = tasks::read(reader);
+        let mounts = mounts::read(reader);
+        Self {
+            at,
+            cpu,
+            memory,
+            disk,
+            network,
+            tcp,
+            file_descriptors: file_descriptors::read(reader),
+            processes: processes::read(reader),
+            cgroup: cgroup::read(reader, &mounts),
+            filesystem: filesystem::read(reader, mounts),
+            tasks,
+            unread: reader.unread,
+        }
+    }
+}
+
+/// What happened between two readings; nothing when there was no time between them.
+#[must_use]
+pub fn checks(before: &Reading, now: &Reading) -> Vec<Check> {
+    let Some(interval) = Interval::new(now.at.saturating_duration_since(before.at)) else {
+        return Vec::new();
+    };
+    let contributors =
+        Contributors::new((&before.tasks, &now.tasks), (&before.cgroup, &now.cgroup));
+    let host = cgroup::Host {
+        cpus: now.cpu.stat.as_ref().map_or(0, |stat| stat.cores.len()),
+        memory_bytes: now.memory.usage.map_or(0, |usage| usage.total),
+    };
+    [
+        cpu::checks(interval, &before.cpu, &now.cpu, &contributors),
+        memory::checks(interval, &before.memory, &now.memory, &contributors),
+        disk::checks(interval, &before.disk, &now.disk, &contributors),
+        filesystem::checks(interval, &before.filesystem, &now.filesystem),
+        network::checks(interval, &before.network, &now.network),
+        tcp::checks(interval, &before.tcp, &now.tcp),
+        file_descriptors::checks(now.file_descriptors),
+        processes::checks(&now.processes),
+        cgroup::checks(interval, &before.cgroup, &now.cgroup, host),
+    ]
+    .concat()
+}
