@@ -10,6 +10,7 @@ use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 use super::{
     demangle::{Language, demangle},
     go_symbols,
+    linkage::{self, Stub},
 };
 use crate::{
     model::{FrameKind, Line},
@@ -51,14 +52,36 @@ impl FileNames {
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
-        let is_absurd = |file| symbol_bytes(file) > MAX_SYMBOL_BYTES;
-        let Some(path) = binary.open_path() else {
+        let (Some(file), Some(path)) = (binary.file(), binary.open_path()) else {
             return unnamed(addrs);
         };
-        if binary.file().is_some_and(is_absurd) {
+        if symbol_bytes(file) > MAX_SYMBOL_BYTES {
             tracing::warn!(path = %binary.path, "its symbol tables are too large to be read");
             return unnamed(addrs);
         }
+        let stubs = linkage::find(&path, addrs);
+        let (_, functions): (Vec<_>, Vec<u64>) = stubs
+            .iter()
+            .zip(addrs)
+            .filter(|(stub, _)| stub.is_none())
+            .unzip();
+        let mut functions = self.find_functions(path, binary, &functions).into_iter();
+        stubs
+            .into_iter()
+            .map(|stub| match stub {
+                Some(Stub(name)) => name.map(|name| named_stub(&name)),
+                None => functions.next().flatten(),
+            })
+            .collect()
+    }
+
+    /// Names of addresses that are in no linkage table.
+    fn find_functions(
+        &self,
+        path: PathBuf,
+        binary: &KnownBinary,
+        addrs: &[u64],
+    ) -> Vec<Option<Named>> {
         let mut found = unnamed(addrs);
         let is_go = !binary.facts.go_build_id.is_empty();
         if is_go {
@@ -146,6 +169,26 @@ fn named(symbolized: &Symbolized<'_>, binary: &KnownBinary) -> Option<Named> {
         kind,
         lines: lines(symbol),
     })
+}
+
+/// A stub is named as debuggers do it.
+fn named_stub(function: &str) -> Named {
+    let (name, language) = demangle(function);
+    let kind = match language {
+        Language::Rust => FrameKind::Rust,
+        Language::Cpp | Language::Unknown => FrameKind::Native,
+    };
+    let line = Line {
+        function: format!("{name}@plt").into(),
+        system_name: Some(format!("{function}@plt").into()),
+        file: None,
+        line: 0,
+        column: 0,
+    };
+    Named {
+        kind,
+        lines: vec![line],
+    }
 }
 
 /// blazesym lists inlined functions from the outside in, each with the place in itself.
