@@ -22,5 +22,5 @@ pub use binary::{Binaries, KnownBinary};
 pub use elf::{ElfFacts, symbol_bytes};
 pub use mapping::{Code, Mapping, Mappings};
 pub use proc_files::{is_running, process_of_thread, threads};
-pub use signal::{restore_signals, terminate};
+pub use signal::{restore_signals, survive_cut_files, terminate};
 pub use table::{Found, Identity, ProcessTable, Scope};

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{FrameKind, Line},
-    process::{KnownBinary, symbol_bytes},
+    process::{KnownBinary, survive_cut_files, symbol_bytes},
 };
 
 /// Symbol tables of more bytes are not read: ten million symbols, more than any program has.
@@ -39,6 +39,8 @@ impl FileNames {
     /// functions and source lines, for much more time and memory.
     #[must_use]
     pub fn new(with_lines: bool) -> Self {
+        // blazesym maps the files, and their owners may write to them meanwhile.
+        survive_cut_files();
         let symbolizer = Symbolizer::builder()
             .enable_code_info(with_lines)
             .enable_inlined_fns(with_lines)
