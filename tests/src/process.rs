@@ -182,6 +182,22 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(used)
 }
 
+/// CPU time of a process's children that have ended and were waited for.
+///
+/// # Errors
+/// When there is no such process.
+pub fn children_cpu_time(pid: u32) -> Result<Duration> {
+    parse_children_cpu_time(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+/// The 16th and the 17th field, in 1/100 s. The name in parentheses can hold anything.
+fn parse_children_cpu_time(stat: &str) -> Result<Duration> {
+    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
+    let numbers = fields.split(' ').skip(13).take(2).map(str::parse::<u64>);
+    let ticks = numbers.sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(10 * ticks))
+}
+
 /// Time that a hypervisor took from this machine's CPUs while they had something to do.
 ///
 /// # Errors
@@ -251,6 +267,14 @@ mod tests {
         let expected = Duration::from_millis(400);
         assert_eq!(parse_stolen_time(stat).unwrap(), expected);
         assert!(parse_stolen_time("cpu 1 2").is_err());
+    }
+
+    #[test]
+    fn childrens_time_is_found() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4 5 6 7 8 900 901 12 13 20 0 1 0 4321 99";
+        let expected = Duration::from_millis(250);
+        assert_eq!(parse_children_cpu_time(stat).unwrap(), expected);
+        assert!(parse_children_cpu_time("7").is_err());
     }
 
     #[test]
