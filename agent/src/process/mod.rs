@@ -9,6 +9,7 @@ mod account;
 pub mod binary;
 pub mod cpu_time;
 mod elf;
+mod in_root;
 mod mapping;
 pub mod pclntab;
 pub mod perf_map_file;

@@ -2,14 +2,11 @@
 //!
 //! In: a process id. Out: an open file. Its content is `symbolize`'s business.
 
-#![allow(unsafe_code, reason = "openat2(2), which std does not wrap")]
-
-use std::ffi::{CStr, CString};
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use super::in_root::open_below;
 
 /// Opens `/tmp/perf-NS_PID.map` as the process `pid` sees it: in its mount namespace and below its
 /// root, under the id `ns_pid` that it has in its own pid namespace.
@@ -19,7 +16,7 @@ use std::path::Path;
 /// at most to the process's own root. `None` when there is no such file, or the process has ended.
 #[must_use]
 pub fn open_perf_map(pid: u32, ns_pid: u32) -> Option<File> {
-    open_below(
+    open_owned(
         Path::new(&format!("/proc/{pid}/root")),
         &format!("tmp/perf-{ns_pid}.map"),
         &read_uids(pid)?,
@@ -27,50 +24,10 @@ pub fn open_perf_map(pid: u32, ns_pid: u32) -> Option<File> {
 }
 
 /// Opens a regular file below a root directory, if one of `owners` or root owns it.
-fn open_below(root: &Path, path: &str, owners: &[u32]) -> Option<File> {
-    let root = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(root)
-        .ok()?;
-    let path = CString::new(path).ok()?;
-    let found = File::from(open_path_in_root(&root, &path).ok()?);
-    let meta = found.metadata().ok()?;
-    let is_trusted = meta.uid() == 0 || owners.contains(&meta.uid());
-    if !meta.is_file() || !is_trusted {
-        return None;
-    }
-    // The handle above can only be looked at. This makes a readable one of the very same file, now
-    // that it is known to be a regular one.
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(format!("/proc/self/fd/{}", found.as_raw_fd()))
-        .ok()
-}
-
-/// A handle (`O_PATH`) of what lies at `path` when `root` is the root directory. Absolute links and
-/// `..` stay inside, and a link as the last component is not followed.
-fn open_path_in_root(root: &File, path: &CStr) -> io::Result<OwnedFd> {
-    // SAFETY: the structure consists of integers, for which zero is a value.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: `path` ends in a zero byte, `how` has the size given, and both outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &raw const how,
-            size_of::<libc::open_how>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+fn open_owned(root: &Path, path: &str, owners: &[u32]) -> Option<File> {
+    let file = open_below(root, Path::new(path))?;
+    let owner = file.metadata().ok()?.uid();
+    (owner == 0 || owners.contains(&owner)).then_some(file)
 }
 
 /// The user ids of a process: real, effective, saved, file system.
@@ -114,7 +71,7 @@ mod tests {
 
         fn open(&self) -> Option<String> {
             let owner = fs::metadata(self.0.path()).expect("there").uid();
-            let mut file = open_below(self.0.path(), NAME, &[owner])?;
+            let mut file = open_owned(self.0.path(), NAME, &[owner])?;
             let mut text = String::new();
             file.read_to_string(&mut text).expect("readable");
             Some(text)
@@ -172,13 +129,13 @@ mod tests {
         let root = Root::new();
         root.write(NAME, "x");
         let owner = fs::metadata(root.path(NAME)).expect("there").uid();
-        let opened = open_below(root.0.path(), NAME, &[owner + 1]);
+        let opened = open_owned(root.0.path(), NAME, &[owner + 1]);
         // Root's files are anybody's.
         assert_eq!(opened.is_some(), owner == 0);
         if owner == 0 {
             std::os::unix::fs::chown(root.path(NAME), Some(65_534), None).expect("root may");
-            assert!(open_below(root.0.path(), NAME, &[1]).is_none());
-            assert!(open_below(root.0.path(), NAME, &[65_534]).is_some());
+            assert!(open_owned(root.0.path(), NAME, &[1]).is_none());
+            assert!(open_owned(root.0.path(), NAME, &[65_534]).is_some());
         }
     }
 
