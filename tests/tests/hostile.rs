@@ -287,13 +287,13 @@ fn unwind_information_of_absurd_size() -> Result<()> {
     let at = REST + good.len() as u64;
     let distance = good.len() as u32 + 4;
     // Each byte is a row; each pair is a row, with another rule; states that are remembered.
-    let advance = fde(at, distance, &[0x41; 32 << 20]);
+    let advance = fde(at, distance, &vec![0x41; 32 << 20]);
     let change = fde(
         at,
         distance,
         &[0x41, 0x0e, 0x10, 0x41, 0x0e, 0x18].repeat(4 << 20),
     );
-    let remember = fde(at, distance, &[0x0a; 16 << 20]);
+    let remember = fde(at, distance, &vec![0x0a; 16 << 20]);
     let bytes = [
         functions,
         [&good[..], &advance].concat(),
@@ -585,7 +585,7 @@ fn a_perf_map_of_nonsense() -> Result<()> {
     text.extend(b"0 ffffffffffffffff everything;_start 7\n");
     text.extend(b"ffffffffffffffff ffffffffffffffff overflow\n");
     text.extend(b"nonsense\n\n \n0\n0 0\n0 0 \n-1 -1 x\n");
-    text.extend([0xff; 3 << 20]);
+    text.resize(3 << 20, 0xff);
     text.push(b'\n');
     let mut seed = 1_u64;
     while text.len() < 80 << 20 {

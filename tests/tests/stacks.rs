@@ -30,10 +30,11 @@ const CLOCK: &str =
                      main | run | workload_goes_on | thread_cpu_ns > clock_gettime… > *
                      main | run > workload_clock | rounds_of_ms";
 
+/// A C program that binds its symbols when it starts, which has tests of its own.
 fn c(source: &str, flags: &[&str]) -> Result<PathBuf> {
     Recipe {
         compiler: "gcc",
-        flags: &[&["-g"], flags].concat(),
+        flags: &[&["-g", "-Wl,-z,now"], flags].concat(),
         source: &format!("c/{source}.c"),
         ..Recipe::default()
     }
@@ -393,8 +394,8 @@ fn check_children(how: &str, paths: &str, bad_in_thousand: u64) -> Result<()> {
     let paths = format!(
         "{paths}
         main > wait4 | __wait4 | __GI___wait4 | clock_gettime… > *
-        by_fork | by_vfork | by_clone | by_spawn | by_vfork_exec > child | _exit… | __GI__exit
-        _exit… | __GI__exit > *
+        by_fork | by_vfork | by_clone | by_spawn | by_vfork_exec > child | _exit… | _Exit | __GI__exit
+        _exit… | _Exit | __GI__exit > *
         child > child_work > clock_gettime… > *"
     );
     let allowed = stacks.total() * (bad_in_thousand - 1) / 1000;
@@ -514,7 +515,8 @@ fn plugin(product: &str, flags: &[&str]) -> Result<PathBuf> {
 }
 
 /// Libraries that come and go at the same place, with code that has frames of other sizes at the same
-/// addresses. It takes a moment until the kernel side knows which one it is: one sample each time.
+/// addresses. News of that are read ten milliseconds late: until then a stack may be cut, which is
+/// at most so many samples of each visit, but never be another one.
 #[test]
 fn libraries_that_take_turns() -> Result<()> {
     let plugins = [
@@ -526,12 +528,15 @@ fn libraries_that_take_turns() -> Result<()> {
     command.arg(program).arg("120").args(&plugins);
     let stacks = record_workload(Workload::start_command(&mut command)?, OPTIONS)?.stacks;
     let visits = stacks.total() / 100;
+    let cut = stacks.filter(|stack| stack[1].starts_with('['));
+    ensure!(cut.total() <= 10 * visits, "{visits} visits:{}", cut.commonest());
+    let stacks = stacks.filter(|stack| !stack[1].starts_with('['));
     let paths = format!(
         "{START} > visit > plugin_entry > plugin_work
         visit > dlopen… | dlclose… | dlsym… | ___dlopen | ___dlsym | __dlclose > *
         {CLOCK}"
     );
-    Chains::parse(&paths)?.check(&stacks, visits, &["plugin_work"])
+    Chains::parse(&paths)?.check(&stacks, 0, &["plugin_work"])
 }
 
 #[test]
