@@ -6,8 +6,10 @@
 //! ([`formats`]), and programs that read them ([`collector`], [`browser`], [`python`]).
 
 pub mod browser;
+pub mod chains;
 pub mod collector;
 pub mod formats;
+pub mod hostile;
 pub mod node_exporter;
 pub mod otlp_json;
 pub mod perf;

@@ -182,6 +182,49 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(used)
 }
 
+/// What a process has used in all its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The most memory it had resident at once.
+    pub peak_rss_bytes: u64,
+    /// CPU time of all its threads.
+    pub cpu: Duration,
+}
+
+/// What a process has used.
+///
+/// # Errors
+/// When there is no such process, or it has ended.
+pub fn usage(pid: u32) -> Result<Usage> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = peak.and_then(|text| text.trim().strip_suffix(" kB"));
+    let kilobytes: u64 = kilobytes.context("a process without memory")?.parse()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(Usage {
+        peak_rss_bytes: kilobytes << 10,
+        cpu: parse_times(&stat, 14)?,
+    })
+}
+
+/// CPU time of a process's children that have ended and were waited for.
+///
+/// # Errors
+/// When there is no such process.
+pub fn children_cpu_time(pid: u32) -> Result<Duration> {
+    parse_times(&fs::read_to_string(format!("/proc/{pid}/stat"))?, 16)
+}
+
+/// The sum of two neighbouring fields of `/proc/PID/stat`, in 1/100 s: user and system time. The name
+/// in parentheses, the second field, can hold anything.
+fn parse_times(stat: &str, first: usize) -> Result<Duration> {
+    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
+    let numbers = fields.split(' ').skip(first - 3).take(2);
+    let numbers = numbers.map(str::parse::<u64>);
+    let ticks = numbers.sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(10 * ticks))
+}
+
 /// Time that a hypervisor took from this machine's CPUs while they had something to do.
 ///
 /// # Errors
@@ -251,6 +294,21 @@ mod tests {
         let expected = Duration::from_millis(400);
         assert_eq!(parse_stolen_time(stat).unwrap(), expected);
         assert!(parse_stolen_time("cpu 1 2").is_err());
+    }
+
+    #[test]
+    fn times_are_found_behind_any_name() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4 5 6 7 8 9 10 12 13 20 0 1 0 4321 99";
+        assert_eq!(parse_times(stat, 14).unwrap(), Duration::from_millis(190));
+        assert_eq!(parse_times(stat, 16).unwrap(), Duration::from_millis(250));
+        assert!(parse_times("7", 14).is_err());
+    }
+
+    #[test]
+    fn own_usage_is_known() {
+        let used = usage(std::process::id()).unwrap();
+        assert!(used.peak_rss_bytes > 1 << 20, "{used:?}");
+        assert!(usage(u32::MAX).is_err());
     }
 
     #[test]

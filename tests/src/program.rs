@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,8 @@ pub fn c(name: &str, build: Build) -> Result<PathBuf> {
     }
     flags.extend(build.flags());
     let source = sources().join(format!("c/{name}.c"));
-    compile("gcc", &flags, &source, name, "-lpthread -ldl")
+    let libraries = ["-lpthread", "-ldl"].map(OsStr::new);
+    compile("gcc", &flags, &source, name, libraries)
 }
 
 /// The shared library of `workloads/c/NAME.c`.
@@ -66,7 +67,7 @@ pub fn c_library(name: &str) -> Result<PathBuf> {
     let mut flags = vec!["-O2", "-g", "-shared", "-fPIC"];
     flags.extend(WITH_FRAME_POINTERS);
     let source = sources().join(format!("c/{name}.c"));
-    compile("gcc", &flags, &source, &format!("{name}.so"), "")
+    compile("gcc", &flags, &source, &format!("{name}.so"), [])
 }
 
 /// The program of `workloads/cpp/NAME.cpp`.
@@ -77,7 +78,7 @@ pub fn cpp(name: &str) -> Result<PathBuf> {
     let mut flags = vec!["-O2", "-g"];
     flags.extend(WITH_FRAME_POINTERS);
     let source = sources().join(format!("cpp/{name}.cpp"));
-    compile("g++", &flags, &source, &format!("{name}_cpp"), "")
+    compile("g++", &flags, &source, &format!("{name}_cpp"), [])
 }
 
 /// The program of `workloads/rust/NAME.rs`.
@@ -87,7 +88,7 @@ pub fn cpp(name: &str) -> Result<PathBuf> {
 pub fn rust(name: &str) -> Result<PathBuf> {
     let flags = ["--edition=2024", "-O", "-g", "-Cforce-frame-pointers=yes"];
     let source = sources().join(format!("rust/{name}.rs"));
-    compile("rustc", &flags, &source, &format!("{name}_rust"), "")
+    compile("rustc", &flags, &source, &format!("{name}_rust"), [])
 }
 
 /// The program of `workloads/go`.
@@ -100,8 +101,42 @@ pub fn go() -> Result<PathBuf> {
         &["build"],
         &sources().join("go/main.go"),
         "shares_go",
-        "",
+        [],
     )
+}
+
+/// How a workload is built when it matters in every detail.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recipe<'a> {
+    /// The compiler.
+    pub compiler: &'a str,
+    /// Its options, all of them.
+    pub flags: &'a [&'a str],
+    /// The source, below `workloads`.
+    pub source: &'a str,
+    /// What the program is called, and its process. Empty: as the source.
+    pub product: &'a str,
+    /// A library that it is linked with.
+    pub library: Option<&'a Path>,
+}
+
+impl Recipe<'_> {
+    /// Follows it.
+    ///
+    /// # Errors
+    /// When the workload does not compile.
+    pub fn make(&self) -> Result<PathBuf> {
+        let source = sources().join(self.source);
+        let product = match self.product {
+            "" => source
+                .file_stem()
+                .and_then(OsStr::to_str)
+                .context("no source")?,
+            product => product,
+        };
+        let libraries = self.library.into_iter().map(Path::as_os_str);
+        compile(self.compiler, self.flags, &source, product, libraries)
+    }
 }
 
 /// A script that needs no compiler.
@@ -126,15 +161,15 @@ pub fn cache() -> Result<PathBuf> {
     Ok(home.join(".cache/hotspan"))
 }
 
-fn compile(
+fn compile<'a>(
     compiler: &str,
     flags: &[&str],
     source: &Path,
     product: &str,
-    libraries: &str,
+    libraries: impl IntoIterator<Item = &'a OsStr>,
 ) -> Result<PathBuf> {
-    let libraries: Vec<_> = libraries.split_whitespace().collect();
-    let key = key(compiler, flags, source)?;
+    let libraries: Vec<_> = libraries.into_iter().collect();
+    let key = key(compiler, flags, source, &libraries)?;
     let folder = cache()?
         .join("workloads")
         .join(format!("{product}-{key:016x}"));
@@ -157,7 +192,7 @@ fn compile(
 }
 
 /// Changes when the program may: with the compiler, its options and the sources.
-fn key(compiler: &str, flags: &[&str], source: &Path) -> Result<u64> {
+fn key(compiler: &str, flags: &[&str], source: &Path, libraries: &[&OsStr]) -> Result<u64> {
     let mut hash = DefaultHasher::new();
     let version = if compiler == "go" {
         "version"
@@ -166,7 +201,10 @@ fn key(compiler: &str, flags: &[&str], source: &Path) -> Result<u64> {
     };
     process::output(Command::new(compiler).arg(version))?.hash(&mut hash);
     flags.hash(&mut hash);
+    libraries.hash(&mut hash);
     fs::read(source)?.hash(&mut hash);
-    fs::read(sources().join("c/workload.h"))?.hash(&mut hash);
+    for header in ["c/workload.h", "c/seeded.h"] {
+        fs::read(sources().join(header))?.hash(&mut hash);
+    }
     Ok(hash.finish())
 }

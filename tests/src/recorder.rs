@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
-use crate::process::{self, Guard, wait_for};
+use crate::process::{self, Guard, Usage, wait_for};
 use crate::stacks::Stacks;
 
 /// How long any run may take, unless a test says less. A test that hits it has failed.
@@ -245,7 +245,11 @@ impl Running {
     /// # Errors
     /// When it does not end in time.
     pub fn finish(mut self) -> Result<Finished> {
-        let status = self.guard.wait(self.patience)?;
+        let mut usage = Usage::default();
+        let status = wait_for("the end of hotspan", self.patience, || {
+            usage = process::usage(self.guard.pid()).unwrap_or(usage);
+            self.guard.ended()
+        })?;
         let took = self.started.elapsed();
         let [stdout, stderr] = self.output.map(|reader| match reader.join() {
             Ok(text) => text.context("cannot read the output"),
@@ -257,6 +261,7 @@ impl Running {
             stdout: stdout?,
             stderr: stderr?,
             took,
+            usage,
             stolen: process::stolen_time()?.saturating_sub(self.stolen_before),
         })
     }
@@ -275,6 +280,8 @@ pub struct Finished {
     pub stderr: String,
     /// How long it ran.
     pub took: Duration,
+    /// What it used, as seen some milliseconds before its end.
+    pub usage: Usage,
     /// Time that a hypervisor took from all CPUs meanwhile.
     pub stolen: Duration,
 }
@@ -549,6 +556,7 @@ mod tests {
             stdout: String::new(),
             stderr: stderr.into(),
             took: Duration::ZERO,
+            usage: Usage::default(),
             stolen: Duration::ZERO,
         }
     }

@@ -71,6 +71,7 @@ impl Report {
 pub struct Workload {
     guard: Guard,
     lines: Receiver<String>,
+    introduction: Vec<String>,
     pid: u32,
 }
 
@@ -90,12 +91,13 @@ impl Workload {
     pub fn start_command(command: &mut Command) -> Result<Self> {
         let mut guard = Guard::start(command.stdout(Stdio::piped()))?;
         let lines = guard.stdout_lines();
-        let workload = Self {
+        let mut workload = Self {
             pid: guard.pid(),
             guard,
             lines,
+            introduction: Vec::new(),
         };
-        workload.wait_for_line("ready")?;
+        workload.introduction = workload.lines_until("ready")?;
         Ok(workload)
     }
 
@@ -132,16 +134,29 @@ impl Workload {
         self.pid
     }
 
+    /// What it said before it was ready.
+    #[must_use]
+    pub fn introduction(&self) -> &[String] {
+        &self.introduction
+    }
+
     /// Waits until the workload says `line`.
     ///
     /// # Errors
     /// When it does not in time.
     pub fn wait_for_line(&self, line: &str) -> Result<()> {
+        self.lines_until(line).map(drop)
+    }
+
+    fn lines_until(&self, last: &str) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
         loop {
             let said = self.lines.recv_timeout(PATIENCE);
-            if said.with_context(|| format!("the workload did not say {line}"))? == line {
-                return Ok(());
+            let line = said.with_context(|| format!("the workload did not say {last}"))?;
+            if line == last {
+                return Ok(lines);
             }
+            lines.push(line);
         }
     }
 

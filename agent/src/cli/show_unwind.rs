@@ -51,7 +51,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         found.rows = go::merge(go, &found.rows);
     }
     let mut paths = vec![path];
-    paths.extend(debug_file.as_ref().map(|(path, _)| Path::new("/").join(path)));
+    paths.extend(
+        debug_file
+            .as_ref()
+            .map(|(path, _)| Path::new("/").join(path)),
+    );
     let readelf = readelf_rows(&paths, found.arch)?;
     Output::prepare("-")?.write(|out| {
         let agreements = show::write_rows(&found, readelf.as_deref(), addr, out)?;

@@ -4,18 +4,25 @@
 //! that is deleted or replaced, still gets its names.
 
 use std::{
-    fs::{File, OpenOptions},
+    ffi::OsStr,
+    fs::{self, File},
     os::{
         fd::AsRawFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustc_hash::FxHashMap;
 
-use super::{elf, elf::ElfFacts, proc_files::without_deleted, vdso};
+use super::{
+    elf,
+    elf::ElfFacts,
+    proc_files::without_deleted,
+    target_root::{TargetRoot, open_link},
+    vdso,
+};
 use crate::{
     decode::side_band::{FileIdentity, Mapped},
     model::{BinaryId, BinaryKind},
@@ -100,8 +107,7 @@ impl Binaries {
     }
 
     fn add(&mut self, pid: u32, mapped: &Mapped) -> Option<BinaryId> {
-        let text = String::from_utf8_lossy(&mapped.path);
-        let is_vdso = text == "[vdso]";
+        let is_vdso = mapped.path == b"[vdso]";
         let file = if is_vdso {
             vdso::image()
         } else {
@@ -111,7 +117,7 @@ impl Binaries {
             Some(file) => (ElfFacts::read(file)?, elf::htlhash(file).ok()),
             None => (facts_without_file(mapped)?, None),
         };
-        let path: Arc<str> = without_deleted(&text).into();
+        let path = String::from_utf8_lossy(without_deleted(&mapped.path)).into();
         // The same file by the other identity: a scan names inodes, an event build ids.
         let by_build_id = (!facts.build_id.is_empty()).then(|| {
             (
@@ -165,26 +171,41 @@ fn facts_without_file(mapped: &Mapped) -> Option<ElfFacts> {
 /// Opens the file behind a mapping: through the mapping itself, which works whatever became of its
 /// name, else by its path in the process's root, else by its path in ours, if it is the same file.
 fn open(pid: u32, mapped: &Mapped) -> Option<File> {
-    let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapped.start, mapped.end);
-    if let Some(file) = open_regular(exact.into()) {
+    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapped.start, mapped.end);
+    if let Some(file) = open_link(link.as_ref()).filter(|file| may_be_mapped(file, mapped)) {
         return Some(file);
     }
-    let text = String::from_utf8_lossy(&mapped.path);
-    let path = without_deleted(&text);
-    [format!("/proc/{pid}/root{path}"), path.to_owned()]
-        .into_iter()
-        .filter_map(|place| open_regular(place.into()))
-        .find(|file| is_same(file, &mapped.identity))
+    let path = Path::new(OsStr::from_bytes(without_deleted(&mapped.path)));
+    [
+        TargetRoot::of_process(pid),
+        TargetRoot::open(Path::new("/")).ok(),
+    ]
+    .into_iter()
+    .filter_map(|root| root?.open_any(path))
+    .find(|file| is_same(file, &mapped.identity))
 }
 
-fn open_regular(path: PathBuf) -> Option<File> {
-    // Non-blocking, since the path may lead to a pipe by the time it is opened.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .ok()?;
-    file.metadata().ok()?.is_file().then_some(file)
+/// Whether a file that is mapped at the place of a mapping can be that of the mapping itself: by now
+/// another one may have taken its place. The identity alone does not tell on every file system:
+/// those in layers show one thing to a mapping and another to who asks for the file.
+fn may_be_mapped(file: &File, mapped: &Mapped) -> bool {
+    if is_same(file, &mapped.identity) {
+        return true;
+    }
+    if let (FileIdentity::Inode { dev, .. }, Ok(metadata)) = (&mapped.identity, file.metadata())
+        && metadata.dev() == *dev
+    {
+        return false;
+    }
+    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    link.is_ok_and(|path| is_same_path(path.as_os_str().as_bytes(), &mapped.path))
+}
+
+/// Whether two paths, each as somebody else sees it, can be of one file: a root directory, or a
+/// mount that the other does not have, makes a difference at the start alone.
+fn is_same_path(one: &[u8], other: &[u8]) -> bool {
+    let (one, other) = (without_deleted(one), without_deleted(other));
+    one.ends_with(other) || other.ends_with(one)
 }
 
 fn is_same(file: &File, identity: &FileIdentity) -> bool {
@@ -195,5 +216,74 @@ fn is_same(file: &File, identity: &FileIdentity) -> bool {
         FileIdentity::Inode { dev, ino, .. } => file
             .metadata()
             .is_ok_and(|metadata| metadata.ino() == *ino && metadata.dev() == *dev),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_path(one: &str, other: &str, is_same: bool) {
+        for (one, other) in [(one, other), (other, one)] {
+            let found = is_same_path(one.as_bytes(), other.as_bytes());
+            assert_eq!(found, is_same, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn paths_of_one_file_differ_at_their_start_alone() {
+        check_path("/lib/a.so", "/lib/a.so", true);
+        check_path("/lib/a.so (deleted)", "/lib/a.so", true);
+        check_path("/srv/root/lib/a.so", "/lib/a.so", true);
+        check_path("/lib/a.so", "/lib/b.so", false);
+        check_path("/lib/a.so", "/lib64/a.so", false);
+    }
+
+    fn mapped(file: &File, path: &str) -> Mapped {
+        let metadata = file.metadata().unwrap();
+        Mapped {
+            start: 0,
+            end: 0x1000,
+            file_offset: 0,
+            identity: FileIdentity::Inode {
+                dev: metadata.dev(),
+                ino: metadata.ino(),
+                generation: 0,
+            },
+            path: path.into(),
+        }
+    }
+
+    #[test]
+    fn file_that_has_taken_the_place_of_another_is_not_taken_for_it() {
+        let [one, other] = ["one", "other"].map(|_| tempfile::NamedTempFile::new().unwrap());
+        let path = one.path().to_str().unwrap();
+        let expected = mapped(one.as_file(), path);
+        assert!(may_be_mapped(one.as_file(), &expected));
+        assert!(!may_be_mapped(other.as_file(), &expected));
+        // A file system in layers tells another device.
+        let mut layered = expected.clone();
+        layered.identity = FileIdentity::Inode {
+            dev: 1,
+            ino: 1,
+            generation: 0,
+        };
+        assert!(may_be_mapped(one.as_file(), &layered));
+        assert!(!may_be_mapped(other.as_file(), &layered));
+    }
+
+    /// A process that takes its mapping back leaves a path, under which it can put anything.
+    #[test]
+    fn link_to_elsewhere_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        fs::copy("/proc/self/exe", &target).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let file = File::open(&target).unwrap();
+        let gone = |path: &Path| mapped(&file, path.to_str().unwrap());
+        let pid = std::process::id();
+        assert!(open(pid, &gone(&target)).is_some());
+        assert!(open(pid, &gone(&link)).is_none());
     }
 }

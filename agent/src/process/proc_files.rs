@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::ffi::OsStrExt,
     sync::Arc,
 };
 
@@ -76,7 +77,7 @@ pub fn name(pid: u32) -> Option<Arc<str>> {
 /// Path of the executable, as the process sees it.
 pub fn exe(pid: u32) -> Option<Arc<str>> {
     let target = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    Some(without_deleted(&target.to_string_lossy()).into())
+    Some(String::from_utf8_lossy(without_deleted(target.as_os_str().as_bytes())).into())
 }
 
 /// Id of the container the process is in.
@@ -124,8 +125,8 @@ pub fn read_maps(pid: u32) -> io::Result<Maps> {
 }
 
 /// A path as `/proc` shows it, without the mark of a deleted file.
-pub fn without_deleted(path: &str) -> &str {
-    path.strip_suffix(" (deleted)").unwrap_or(path)
+pub fn without_deleted(path: &[u8]) -> &[u8] {
+    path.strip_suffix(b" (deleted)").unwrap_or(path)
 }
 
 fn parse_start_ticks(stat: &str) -> Option<u64> {

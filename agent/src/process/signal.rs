@@ -1,5 +1,10 @@
 //! Signals and limits: what we ask of the system for ourselves and for processes that we started.
-#![allow(unsafe_code)] // kill(2), signal(2) and mallopt(3).
+#![allow(unsafe_code)] // kill(2), signal(2), sigaction(2), mallopt(3), and mmap(2) in a handler.
+
+use std::sync::{
+    Once,
+    atomic::{AtomicUsize, Ordering},
+};
 
 /// Asks a child to end, as `kill` does. One that has ended and was waited for is left alone.
 pub fn terminate(child: &tokio::process::Child) {
@@ -16,6 +21,61 @@ pub fn restore_signals() {
         // SAFETY: the default action replaces a handler of our own.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
+}
+
+/// Size of a page, for [`fill_in`].
+static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
+
+/// From now on, parts of mapped files that their owners cut off read as zeros. Without this, who
+/// shortens a file while its symbols are read ends this process.
+pub fn survive_cut_files() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // SAFETY: it only asks for a number.
+        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        if let Ok(bytes) = usize::try_from(page_bytes) {
+            PAGE_BYTES.store(bytes, Ordering::Relaxed);
+        }
+        // SAFETY: the structure consists of integers and pointers, for which zero is a value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = fill_in as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: the action is live, and its handler calls nothing but what handlers may call.
+        unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) };
+    });
+}
+
+/// Handles SIGBUS: puts a page of zeros where a mapped file has ended.
+extern "C" fn fill_in(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes a valid structure to a handler with SA_SIGINFO.
+    let info = unsafe { &*info };
+    if info.si_code == libc::BUS_ADRERR {
+        let page_bytes = PAGE_BYTES.load(Ordering::Relaxed);
+        // SAFETY: the kernel fills the address in for this signal.
+        let addr = unsafe { info.si_addr() } as usize;
+        // SAFETY: the page is one of a mapping whose file does not reach it any more, so it holds
+        // nothing; what is put there is read-only, and goes with the rest when that is unmapped.
+        let filled = unsafe {
+            libc::mmap(
+                (addr & !(page_bytes - 1)) as *mut libc::c_void,
+                page_bytes,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if filled != libc::MAP_FAILED {
+            return;
+        }
+    }
+    // What is not mended happens again, and ends us as it should.
+    // SAFETY: the default action replaces this handler.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
 /// Raises the limit of open files to what is allowed, and returns it: every file that is executed
@@ -48,5 +108,41 @@ pub fn share_heap() {
     // SAFETY: it changes a setting of the allocator, and no other thread runs yet.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::fd::AsRawFd};
+
+    use super::*;
+
+    #[test]
+    fn what_is_cut_off_a_mapped_file_reads_as_zeros() {
+        survive_cut_files();
+        let page_bytes = PAGE_BYTES.load(Ordering::Relaxed);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 3 * page_bytes]).unwrap();
+        // SAFETY: it makes a new mapping, of a file that is open.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                3 * page_bytes,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        let read = |at: usize| {
+            // SAFETY: the address is inside the mapping.
+            unsafe { start.cast::<u8>().add(at).read_volatile() }
+        };
+        assert_eq!([read(0), read(3 * page_bytes - 1)], [7, 7]);
+        file.set_len(page_bytes as u64).unwrap();
+        assert_eq!([0, page_bytes, 3 * page_bytes - 1].map(read), [7, 0, 0]);
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        assert_eq!(unsafe { libc::munmap(start, 3 * page_bytes) }, 0);
     }
 }

@@ -81,22 +81,22 @@ impl TargetRoot {
         owners: &[u32],
         last: LastLink,
     ) -> Result<File, Untrusted> {
-        let found = self.find(path, last).map_err(|_| Untrusted::Absent)?;
-        let found = File::from(found);
-        let meta = found.metadata().map_err(|_| Untrusted::Absent)?;
+        let handle = File::from(self.find(path, last).map_err(|_| Untrusted::Absent)?);
+        let meta = handle.metadata().map_err(|_| Untrusted::Absent)?;
         if !meta.is_file() {
             return Err(Untrusted::Irregular);
         }
         if meta.uid() != 0 && !owners.contains(&meta.uid()) {
             return Err(Untrusted::Owner(meta.uid()));
         }
-        // The handle above can only be looked at. This makes a readable one of the very same file,
-        // now that it is known to be a regular one.
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(format!("/proc/self/fd/{}", found.as_raw_fd()))
-            .map_err(|_| Untrusted::Absent)
+        reopen(&handle).ok_or(Untrusted::Absent)
+    }
+
+    /// Opens the regular file at `path` below the root, whoever owns it; a link as the last component is
+    /// not followed.
+    #[must_use]
+    pub fn open_any(&self, path: &Path) -> Option<File> {
+        reopen(&File::from(self.find(path, LastLink::Refuse).ok()?))
     }
 
     /// A handle (`O_PATH`) of what lies at `path`. Absolute links and `..` stay inside.
@@ -149,6 +149,30 @@ impl TargetRoot {
         }
         Ok(place)
     }
+}
+
+/// Opens the regular file that a link of `/proc` stands for; `None` for anything else.
+#[must_use]
+pub(super) fn open_link(link: &Path) -> Option<File> {
+    let handle = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(link)
+        .ok()?;
+    reopen(&handle)
+}
+
+/// Makes a readable file of a handle that can only be looked at: of the very same file, and only when it
+/// is a regular one. A pipe could block, and opening a device can do something.
+fn reopen(handle: &File) -> Option<File> {
+    if !handle.metadata().ok()?.is_file() {
+        return None;
+    }
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+        .ok()
 }
 
 /// A handle of what a directory holds under a name; of a link, the link itself, below which nothing

@@ -7,6 +7,7 @@
 mod demangle;
 mod go_symbols;
 mod kallsyms;
+mod linkage;
 mod names;
 pub mod normalize;
 pub mod perf_map;

@@ -10,10 +10,11 @@ use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 use super::{
     demangle::{Language, demangle},
     go_symbols,
+    linkage::{self, Stub},
 };
 use crate::{
     model::{FrameKind, Line},
-    process::{KnownBinary, symbol_bytes},
+    process::{KnownBinary, survive_cut_files, symbol_bytes},
 };
 
 /// Symbol tables of more bytes are not read: ten million symbols, more than any program has.
@@ -38,6 +39,8 @@ impl FileNames {
     /// functions and source lines, for much more time and memory.
     #[must_use]
     pub fn new(with_lines: bool) -> Self {
+        // blazesym maps the files, and their owners may write to them meanwhile.
+        survive_cut_files();
         let symbolizer = Symbolizer::builder()
             .enable_code_info(with_lines)
             .enable_inlined_fns(with_lines)
@@ -51,16 +54,36 @@ impl FileNames {
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
-        let Some(path) = binary.open_path() else {
+        let (Some(file), Some(path)) = (binary.file(), binary.open_path()) else {
             return unnamed(addrs);
         };
-        if binary
-            .file()
-            .is_some_and(|file| symbol_bytes(file) > MAX_SYMBOL_BYTES)
-        {
+        if symbol_bytes(file) > MAX_SYMBOL_BYTES {
             tracing::warn!(path = %binary.path, "its symbol tables are too large to be read");
             return unnamed(addrs);
         }
+        let stubs = linkage::find(&path, addrs);
+        let (_, functions): (Vec<_>, Vec<u64>) = stubs
+            .iter()
+            .zip(addrs)
+            .filter(|(stub, _)| stub.is_none())
+            .unzip();
+        let mut functions = self.find_functions(path, binary, &functions).into_iter();
+        stubs
+            .into_iter()
+            .map(|stub| match stub {
+                Some(Stub(name)) => name.map(|name| named_stub(&name)),
+                None => functions.next().flatten(),
+            })
+            .collect()
+    }
+
+    /// Names of addresses that are in no linkage table.
+    fn find_functions(
+        &self,
+        path: PathBuf,
+        binary: &KnownBinary,
+        addrs: &[u64],
+    ) -> Vec<Option<Named>> {
         let mut found = unnamed(addrs);
         let is_go = !binary.facts.go_build_id.is_empty();
         if is_go {
@@ -148,6 +171,26 @@ fn named(symbolized: &Symbolized<'_>, binary: &KnownBinary) -> Option<Named> {
         kind,
         lines: lines(symbol),
     })
+}
+
+/// A stub is named as debuggers do it.
+fn named_stub(function: &str) -> Named {
+    let (name, language) = demangle(function);
+    let kind = match language {
+        Language::Rust => FrameKind::Rust,
+        Language::Cpp | Language::Unknown => FrameKind::Native,
+    };
+    let line = Line {
+        function: format!("{name}@plt").into(),
+        system_name: Some(format!("{function}@plt").into()),
+        file: None,
+        line: 0,
+        column: 0,
+    };
+    Named {
+        kind,
+        lines: vec![line],
+    }
 }
 
 /// blazesym lists inlined functions from the outside in, each with the place in itself.

@@ -41,11 +41,7 @@ pub fn normalize(
             if depth == 0 { addr } else { addr.lookup_addr() }.0,
         ));
     }
-    for (depth, addr) in user.enumerate() {
-        // The leaf is where the thread was, and so is a frame that a signal interrupted.
-        let is_exact = depth == 0 || addr & EXACT_ADDRESS != 0;
-        let addr = RuntimeAddr(addr & !EXACT_ADDRESS);
-        let addr = if is_exact { addr } else { addr.lookup_addr() }.0;
+    for (depth, addr) in lookup_addrs(user).enumerate() {
         match find(addr) {
             Found::File(binary, offset) => frames.push(RawFrame::File(binary, offset)),
             Found::Anonymous => frames.push(RawFrame::Anonymous(process, addr)),
@@ -59,5 +55,52 @@ pub fn normalize(
     // A thread of the kernel has no user stack to miss, unless its kernel stack is missing too.
     if stop != StopReason::NoUserStack || !is_in_kernel {
         frames.push(RawFrame::Cut(stop));
+    }
+}
+
+/// Where to look the user frames of a sample up, leaf first: return addresses one byte back, and
+/// exactly where the thread was, and where it was when a signal came. The frame that the signal's
+/// handler returns to was called by nobody: it is the first instruction of a trampoline.
+fn lookup_addrs(frames: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+    let is_marked = |addr: u64| addr & EXACT_ADDRESS != 0;
+    let mut frames = frames.peekable();
+    let mut is_leaf = true;
+    std::iter::from_fn(move || {
+        let frame = frames.next()?;
+        let is_trampoline = frames.peek().is_some_and(|&caller| is_marked(caller));
+        let is_exact = std::mem::take(&mut is_leaf) || is_marked(frame) || is_trampoline;
+        let addr = RuntimeAddr(frame & !EXACT_ADDRESS);
+        Some(if is_exact { addr } else { addr.lookup_addr() }.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(frames: &[u64], expected: &[u64]) {
+        let found: Vec<_> = lookup_addrs(frames.iter().copied()).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn return_addresses_are_looked_up_in_the_call_before_them() {
+        check(&[], &[]);
+        check(&[0x10, 0x20, 0x30], &[0x10, 0x1f, 0x2f]);
+    }
+
+    #[test]
+    fn a_signal_interrupts_exactly_and_returns_to_the_start_of_a_trampoline() {
+        let interrupted = 0x40 | EXACT_ADDRESS;
+        check(
+            &[0x10, 0x20, 0x30, interrupted, 0x50],
+            &[0x10, 0x1f, 0x30, 0x40, 0x4f],
+        );
+        // In the trampoline itself, and one signal inside of another.
+        check(&[0x30, interrupted], &[0x30, 0x40]);
+        check(
+            &[0x10, 0x30, interrupted, 0x30, interrupted],
+            &[0x10, 0x30, 0x40, 0x30, 0x40],
+        );
     }
 }
