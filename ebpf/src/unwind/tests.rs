@@ -290,7 +290,7 @@ fn table_of_arm64_is_followed_from_a_leaf_in_its_register_to_the_root() {
     // with x29 and x30 at its bottom; then one that saved x30 alone; root.
     let signature = 0x00a5_0000_0000_0000;
     let registers = Registers {
-        link: TEXT + 0x150 | signature,
+        link: (TEXT + 0x150) | signature,
         ..at(5, STACK + 16)
     };
     check::<Aarch64>(
@@ -302,7 +302,16 @@ fn table_of_arm64_is_followed_from_a_leaf_in_its_register_to_the_root() {
         ],
         &[],
         registers,
-        &[1, 2, 0x77, TEXT + 0x210 | signature, 5, 6, TEXT + 0x310, 8],
+        &[
+            1,
+            2,
+            0x77,
+            (TEXT + 0x210) | signature,
+            5,
+            6,
+            TEXT + 0x310,
+            8,
+        ],
         (&[0x150, 0x210, 0x310], StopReason::Root),
     );
 }

@@ -63,6 +63,9 @@ impl Arch {
     }
 }
 
+/// The parts of a procedure linkage table, and what holds in each.
+pub(super) type LinkageTable = Vec<(Range<u64>, Rule)>;
+
 /// What differs between processors.
 pub(super) struct Facts {
     /// Number in ELF headers.
@@ -100,7 +103,7 @@ pub(super) struct Facts {
     /// Whether compilers take addresses of code for computed jumps alone, or else of functions.
     pub jumps_from_addresses: bool,
     /// Finds a procedure linkage table in code at an address: some linkers say nothing of it.
-    pub linkage_table: fn(code: &[u8], start: u64) -> Vec<(Range<u64>, Rule)>,
+    pub linkage_table: fn(code: &[u8], start: u64) -> LinkageTable,
     /// Whether code keeps frame pointers.
     pub keeps_frame_pointer: fn(code: &[u8]) -> bool,
     /// The start of a process, where the entry point has no unwind information, is no longer.

@@ -45,10 +45,10 @@ fn rule(depth: i64, saved_below: i64) -> AnyRule {
         return Rule::link(0).unwrap_or(Rule::NONE).into();
     }
     // With a frame pointer or without, a rule of 24 bits has the return address at the bottom.
-    if saved_below == 0 || saved_below == depth + 8 {
-        if let Some(rule) = Rule::from_register(Rule::FROM_SP, depth, saved_below) {
-            return rule.into();
-        }
+    if (saved_below == 0 || saved_below == depth + 8)
+        && let Some(rule) = Rule::from_register(Rule::FROM_SP, depth, saved_below)
+    {
+        return rule.into();
     }
     wide(depth, saved_below, -depth)
 }
