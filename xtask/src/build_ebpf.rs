@@ -20,16 +20,17 @@ use toolchain::Toolchain;
 /// Arguments of the verb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The machine whose registers the programs read.
-    #[arg(long, value_enum, default_value_t = Arch::host())]
-    arch: Arch,
+    /// The machine whose registers the programs read; all of them without it.
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
     /// Only tell whether ebpf/prebuilt was built from the present sources.
     #[arg(long, conflicts_with_all = ["install", "output", "rustc"])]
     check: bool,
     /// Install what is missing with apt-get.
     #[arg(long)]
     install: bool,
-    /// Write the object to this file, and leave ebpf/prebuilt alone.
+    /// Write the object to this file, and leave ebpf/prebuilt alone; for this machine unless --arch
+    /// names another.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Use this compiler.
@@ -59,10 +60,11 @@ impl Arch {
         }
     }
 
-    fn object_name(self) -> &'static str {
+    /// The file name of its object.
+    pub fn object_name(self) -> &'static str {
         match self {
             Self::X86_64 => "hotspan.bpf.o",
-            Self::Aarch64 => "hotspan.aarch64.bpf.o",
+            Self::Aarch64 => "hotspan-aarch64.bpf.o",
         }
     }
 
@@ -92,17 +94,26 @@ pub fn run(args: &Args) -> Result<()> {
     let toolchain = Toolchain::find(args.rustc.as_deref(), args.install)?;
     println!("building with {toolchain}");
     if let Some(output) = &args.output {
-        build(&toolchain, args.arch, output)?;
+        build(&toolchain, args.arch.unwrap_or(Arch::host()), output)?;
         println!("wrote {}", output.display());
         return Ok(());
     }
+    match args.arch {
+        Some(arch) => write_prebuilt(&toolchain, arch),
+        None => Arch::value_variants()
+            .iter()
+            .try_for_each(|&arch| write_prebuilt(&toolchain, arch)),
+    }
+}
+
+fn write_prebuilt(toolchain: &Toolchain, arch: Arch) -> Result<()> {
     let folder = prebuilt();
     fs::create_dir_all(&folder)?;
-    let object = folder.join(args.arch.object_name());
-    build(&toolchain, args.arch, &object)?;
+    let object = folder.join(arch.object_name());
+    build(toolchain, arch, &object)?;
     let record = Record {
-        object: args.arch.object_name().to_owned(),
-        sources_sha256: sources_digest(args.arch)?,
+        object: arch.object_name().to_owned(),
+        sources_sha256: sources_digest(arch)?,
         object_sha256: digest::of_file(&object)?,
         toolchain: toolchain.versions(),
     };
@@ -115,50 +126,45 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds a fresh object for this machine into `output`, installing what is missing. Returns how
-/// it compares with the committed one.
-pub fn build_fresh(output: &Path) -> Result<String> {
-    let arch = Arch::host();
+/// Builds fresh objects into `folder`, installing what is missing. Returns how they compare with the
+/// committed ones.
+pub fn build_fresh(folder: &Path) -> Result<String> {
     let toolchain = Toolchain::find(None, true)?;
-    build(&toolchain, arch, output)?;
-    let fresh = digest::of_file(output)?;
     let records = digest::read_records(&prebuilt().join("DIGEST"))?;
-    Ok(
-        match records
+    let mut remark = format!("{toolchain}: identical to the committed objects");
+    for &arch in Arch::value_variants() {
+        let object = folder.join(arch.object_name());
+        build(&toolchain, arch, &object)?;
+        let committed = records
             .iter()
             .find(|record| record.object == arch.object_name())
-        {
-            Some(record) if record.object_sha256 == fresh => {
-                format!("{toolchain}: identical to the committed object")
-            }
-            Some(record) if record.toolchain == toolchain.versions() => bail!(
-                "{} is not what its sources give, though {} built both: run `cargo xtask build-ebpf`",
-                record.object,
-                record.toolchain
-            ),
-            Some(record) => format!("{toolchain}; committed object: {}", record.toolchain),
-            None => format!("{toolchain}; no object is committed for {}", arch.name()),
-        },
-    )
+            .with_context(|| format!("no object is committed for {}", arch.name()))?;
+        if committed.object_sha256 == digest::of_file(&object)? {
+            continue;
+        }
+        if committed.toolchain == toolchain.versions() {
+            bail!(
+                "{} is not what its sources give, though {toolchain} built both: run `cargo xtask build-ebpf`",
+                committed.object
+            );
+        }
+        remark = format!("{toolchain}; committed objects: {}", committed.toolchain);
+    }
+    Ok(remark)
 }
 
 /// Whether the committed objects were built from the present sources; the error says what to do.
 pub fn check_prebuilt() -> Result<String> {
     let folder = prebuilt();
     let records = digest::read_records(&folder.join("DIGEST"))?;
-    if records.is_empty() {
-        bail!(
-            "ebpf/prebuilt holds no object: run `cargo xtask build-ebpf` and commit what it writes"
-        );
-    }
-    for record in &records {
-        let Some(arch) = Arch::value_variants()
+    for arch in Arch::value_variants() {
+        let Some(record) = records
             .iter()
-            .find(|arch| arch.object_name() == record.object)
+            .find(|record| record.object == arch.object_name())
         else {
             bail!(
-                "ebpf/prebuilt/DIGEST names {}, which no build writes",
-                record.object
+                "ebpf/prebuilt holds no object for {}: run `cargo xtask build-ebpf` and commit what it writes",
+                arch.name()
             );
         };
         let fix = format!("run `cargo xtask build-ebpf --arch {}`", arch.name());
@@ -230,7 +236,8 @@ fn cargo_args() -> impl Iterator<Item = String> {
 }
 
 fn build(toolchain: &Toolchain, arch: Arch, output: &Path) -> Result<()> {
-    let target_dir = workspace::root().join("target/ebpf");
+    // One for each: they differ in flags, for which `core` is built anew, too.
+    let target_dir = workspace::root().join("target/ebpf").join(arch.name());
     let mut cargo = toolchain.cargo()?;
     cargo
         .args(cargo_args())

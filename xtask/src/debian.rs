@@ -83,6 +83,13 @@ pub fn codename() -> Result<String> {
     parse_codename(&text).context("this is no Debian")
 }
 
+/// The suites of a release, with what came later.
+pub fn suites(release: &str) -> Vec<String> {
+    ["", "-updates", "-security"]
+        .map(|kind| format!("{release}{kind}"))
+        .into()
+}
+
 fn parse_codename(os_release: &str) -> Option<String> {
     let value = |key| os_release.lines().find_map(|line| line.strip_prefix(key));
     (value("ID=")? == "debian").then_some(())?;

@@ -8,6 +8,7 @@
 mod apt;
 mod build;
 mod console;
+mod cross;
 mod guest;
 mod image;
 mod qemu;
@@ -59,7 +60,7 @@ pub fn boot_all(arch: Arch, only: &[String], object: Option<&Path>) -> Result<St
     let images = image::fetch(&kernels, arch)?;
     let qemu = Qemu::find(arch)?;
     let folder = workspace::target().join("kernels").join(arch.name());
-    let programs = build::native(&folder.join("workloads"))?;
+    let programs = build::programs(arch, &folder)?;
     let files = folder.join("files.cpio");
     guest::pack(&programs, object, &files)?;
     let host = Host {

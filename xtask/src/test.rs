@@ -50,10 +50,11 @@ pub fn run(args: &Args) -> Result<()> {
     debian::install(&debian::missing(PACKAGES))?;
     mount_tracefs()?;
 
-    let object = workspace::root().join("target/ebpf/hotspan.bpf.o");
+    let objects = workspace::root().join("target/ebpf");
+    let object = objects.join(Arch::host().object_name());
     let mut steps = Steps::default();
     check::add_steps(&mut steps);
-    steps.run("eBPF object", || build_ebpf::build_fresh(&object));
+    steps.run("eBPF objects", || build_ebpf::build_fresh(&objects));
     steps.run("collector", || Ok(collector::make()?.display().to_string()));
     steps.run("release build", release_build);
     steps.finish()?;

@@ -37,7 +37,11 @@ use perf_event::{Sampler, SideBand};
 pub use tables::{DEFAULT_TABLE_BYTES, TABLE_BYTES, TableMaps};
 
 /// The programs, compiled from `ebpf/`.
+#[cfg(target_arch = "x86_64")]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan.bpf.o");
+/// The programs, compiled from `ebpf/`.
+#[cfg(target_arch = "aarch64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotspan-aarch64.bpf.o");
 
 /// Names a compiled object to load instead of the embedded one: for tests of a fresh build.
 const OBJECT_VARIABLE: &str = "HOTSPAN_BPF_OBJECT";

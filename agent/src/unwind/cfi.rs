@@ -30,6 +30,11 @@ const MAX_STEPS: usize = 8 << 20;
 const MAX_FUNCTION_ROWS: usize = 64 << 10;
 /// Bytes of a CIE. It may be read again for each function; those of compilers have 32.
 const MAX_CIE_BYTES: usize = 512;
+/// Bytes of all CIEs of a file, each counted as often as it is read: functions that take turns with two
+/// in one place make them be read for each.
+const MAX_READ_CIE_BYTES: usize = 32 << 20;
+/// Instructions of a function that are searched for where it saves a register: its prologue's.
+const MAX_SEARCHED_INSTRUCTIONS: usize = 64;
 /// States that a program can remember at once. Compilers remember one.
 const MAX_REMEMBERED: usize = 32;
 /// CIEs that are kept, by their offset.
@@ -212,7 +217,8 @@ where
         let cie = cies.get(self, UnwindOffset::into(partial.cie_offset()))?;
         let function = partial.parse(|_, _, _| Ok(cie.entry.clone())).ok()?;
         let mut instructions = function.instructions(&self.section, self.bases);
-        while let Some(instruction) = instructions.next().ok()? {
+        for _ in 0..MAX_SEARCHED_INSTRUCTIONS {
+            let instruction = instructions.next().ok()??;
             if let CallFrameInstruction::Offset {
                 register,
                 factored_offset,
@@ -328,11 +334,18 @@ fn is_inside(range: &Range<u64>, text: &[Range<u64>]) -> bool {
 }
 
 /// CIEs that were read, by a few bits of their offset.
-struct Cies<'a>(Vec<Option<Cie<'a>>>);
+struct Cies<'a> {
+    known: Vec<Option<Cie<'a>>>,
+    /// Bytes of CIEs that may still be read.
+    left: usize,
+}
 
 impl Default for Cies<'_> {
     fn default() -> Self {
-        Self((0..KNOWN_CIES).map(|_| None).collect())
+        Self {
+            known: (0..KNOWN_CIES).map(|_| None).collect(),
+            left: MAX_READ_CIE_BYTES,
+        }
     }
 }
 
@@ -342,14 +355,14 @@ impl<'a> Cies<'a> {
         S: UnwindSection<Slice<'a>>,
         S::Offset: UnwindOffset<usize>,
     {
-        let slot = &mut self.0[offset / 4 % KNOWN_CIES];
+        let slot = &mut self.known[offset / 4 % KNOWN_CIES];
         if slot.as_ref().is_none_or(|cie| cie.offset != offset) {
-            *slot = Some(Self::read(frames, offset)?);
+            *slot = Some(Self::read(frames, offset, &mut self.left)?);
         }
         slot.as_ref()
     }
 
-    fn read<S>(frames: &Frames<'a, S>, offset: usize) -> Option<Cie<'a>>
+    fn read<S>(frames: &Frames<'a, S>, offset: usize, left: &mut usize) -> Option<Cie<'a>>
     where
         S: UnwindSection<Slice<'a>>,
         S::Offset: UnwindOffset<usize>,
@@ -359,6 +372,7 @@ impl<'a> Cies<'a> {
         if len > MAX_CIE_BYTES {
             return None;
         }
+        *left = left.checked_sub(len)?;
         let entry = frames
             .section
             .cie_from_offset(frames.bases, offset.into())

@@ -186,11 +186,14 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     /// Where functions begin, by the symbols there are, ascending.
     pub fn functions(&self) -> Vec<u64> {
         let mut functions = Vec::new();
+        let mut left = MAX_SYMBOLS_BYTES;
         for section in self.sections {
             let is_table = [SHT_SYMTAB, SHT_DYNSYM].contains(&section.sh_type(LittleEndian));
-            if !is_table || section.sh_size(LittleEndian) > MAX_SYMBOLS_BYTES {
+            let Some(rest) = left.checked_sub(section.sh_size(LittleEndian)).filter(|_| is_table)
+            else {
                 continue;
-            }
+            };
+            left = rest;
             let symbols = section.data_as_array::<Sym64<LittleEndian>, _>(LittleEndian, self.file);
             let defined = symbols.unwrap_or_default().iter().filter(|symbol| {
                 symbol.st_type() == STT_FUNC && symbol.st_shndx(LittleEndian) != SHN_UNDEF

@@ -32,10 +32,10 @@ pub struct Found {
 
 impl Apt {
     /// Fetches the lists of `suites` into `folder`.
-    pub fn update<'a>(
+    pub fn update(
         folder: PathBuf,
         arch: &'static str,
-        suites: impl IntoIterator<Item = &'a str>,
+        suites: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Self> {
         let _ = fs::remove_dir_all(&folder);
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -43,7 +43,10 @@ impl Apt {
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         fs::write(folder.join("status"), "")?;
-        let sources: String = suites.into_iter().map(source).collect();
+        let sources: String = suites
+            .into_iter()
+            .map(|suite| source(suite.as_ref()))
+            .collect();
         fs::write(folder.join("sources.list"), sources)?;
         let apt = Self { folder, arch };
         // Without `--error-on`, a list that could not be fetched is a warning.
@@ -123,13 +126,13 @@ impl Apt {
         Ok(files.remove(0))
     }
 
-    /// Fetches packages and what they need that the host does not have, and unpacks all of it into
-    /// `folder`.
+    /// Fetches packages, and of what they need that which the host does not have, and unpacks all of it
+    /// into `folder`.
     pub fn unpack_with_dependencies(&self, names: &[&str], folder: &Path) -> Result<()> {
         command::output(
             self.run("apt-get")
                 .args(["install", "--download-only", "--yes", "--quiet"])
-                .args(["--no-install-recommends"])
+                .args(["--no-install-recommends", "--reinstall"])
                 .args(["--option", "Dir::State::status=/var/lib/dpkg/status"])
                 .args(names),
         )?;

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
+use super::cross::{Cross, TARGET};
+use crate::build_ebpf::Arch;
 use crate::{command, test, workspace};
 
 /// Workloads of `tests/workloads/c` that the checks start.
@@ -24,8 +26,21 @@ pub struct Programs {
     pub library_folders: Vec<PathBuf>,
 }
 
-/// Builds everything for the machine we run on; hotspan itself unless `$HOTSPAN_BIN` names one.
-pub fn native(folder: &Path) -> Result<Programs> {
+/// Builds everything for a machine. `folder` is for what is built here.
+pub fn programs(arch: Arch, folder: &Path) -> Result<Programs> {
+    if arch == Arch::host() {
+        return native(folder);
+    }
+    ensure!(
+        arch == Arch::Aarch64,
+        "programs for {} are built on such a machine only",
+        arch.name()
+    );
+    cross(folder)
+}
+
+/// With the compilers that are here; hotspan itself unless `$HOTSPAN_BIN` names one.
+fn native(folder: &Path) -> Result<Programs> {
     let hotspan = match env::var_os("HOTSPAN_BIN") {
         Some(path) => path.into(),
         None => {
@@ -33,20 +48,45 @@ pub fn native(folder: &Path) -> Result<Programs> {
             test::binary()
         }
     };
-    command::output(workspace::cargo().args([
-        "build",
-        "--package=hotspan-tests",
-        "--bin=kernel_smoke",
-        "--locked",
-        "--quiet",
-    ]))?;
+    command::output(workspace::cargo().args(SMOKE_BUILD))?;
     Ok(Programs {
         smoke: workspace::target().join("debug/kernel_smoke"),
         hotspan,
-        workloads: workloads(Path::new("gcc"), &[], folder)?,
+        workloads: workloads(Path::new("gcc"), &[], &folder.join("workloads"))?,
         library_folders: native_library_folders(),
     })
 }
+
+/// With compilers that are fetched. Return addresses are signed, as current distributions do it.
+fn cross(folder: &Path) -> Result<Programs> {
+    let cross = Cross::find()?;
+    let target = folder.join("target");
+    let mut cargo = cross.cargo(&target);
+    cargo
+        .args(SMOKE_BUILD)
+        .args(["--package=hotspan", "--bin=hotspan", "--target", TARGET]);
+    command::output(&mut cargo)?;
+    let built = target.join(TARGET).join("debug");
+    Ok(Programs {
+        smoke: built.join("kernel_smoke"),
+        hotspan: built.join("hotspan"),
+        workloads: workloads(
+            &cross.cc(),
+            &["-mbranch-protection=standard"],
+            &folder.join("workloads"),
+        )?,
+        library_folders: vec![cross.library_folder()],
+    })
+}
+
+/// How cargo builds the first process. It may be slow: most of the time others run.
+const SMOKE_BUILD: [&str; 5] = [
+    "build",
+    "--package=hotspan-tests",
+    "--bin=kernel_smoke",
+    "--locked",
+    "--quiet",
+];
 
 fn native_library_folders() -> Vec<PathBuf> {
     let triplet = format!("{}-linux-gnu", env::consts::ARCH);

@@ -45,9 +45,8 @@ impl Qemu {
         let product = format!("usr/bin/{}", program(arch));
         workspace::make_once(&folder, &product, |fresh| {
             eprintln!("fetching QEMU");
-            let suites = ["", "-updates", "-security"].map(|kind| format!("{release}{kind}"));
-            let suites = suites.iter().map(String::as_str);
-            let apt = Apt::update(cache.join("qemu-apt"), Arch::host().debian(), suites)?;
+            let scratch = cache.join("qemu-apt");
+            let apt = Apt::update(scratch, Arch::host().debian(), debian::suites(&release))?;
             apt.unpack_with_dependencies(&PACKAGES, fresh)
         })
         .context("cannot fetch QEMU, which is not installed either")?;

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_CFA, FP_SAME, RA_AT_CFA, RA_IN_LINK, WideRule};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::unwind::{
     TableRule,
@@ -213,17 +213,20 @@ impl<'a> Sweep<'a> {
         code: &'a [u8],
         start: u64,
         functions: &[u64],
-        data: impl Fn(u64) -> &'a [u8],
+        mut data: impl FnMut(u64) -> &'a [u8],
     ) -> Self {
         let range = start..start + code.len() as u64;
         let mut functions = functions.to_vec();
         let mut targets = Vec::new();
+        let mut tables = FxHashSet::default();
         let mut is_code = false;
         for (_, instruction) in instructions(arch, code, start) {
             is_code |= instruction.flow.is_way_out();
             match instruction.refers_to {
                 Some(addr) if !range.contains(&addr) => {
-                    targets.extend(jump_table(data(addr), addr, &range));
+                    if tables.len() < MAX_TABLES && tables.insert(addr) {
+                        targets.extend(jump_table(data(addr), addr, &range));
+                    }
                 }
                 Some(addr) if arch.facts().jumps_from_addresses => targets.push(addr),
                 addr => functions.extend(addr),
@@ -324,6 +327,8 @@ impl<'a> Sweep<'a> {
 
 /// Entries of a table of jumps that are read.
 const MAX_TABLE_ENTRIES: usize = 1024;
+/// Places that are looked at as such tables, in one stretch of code: 64 MiB of entries at most.
+const MAX_TABLES: usize = 8192;
 
 /// The addresses in a range that a table holds, which lies at an address: relative to it in four
 /// bytes, or absolute in eight. What is no table holds none.

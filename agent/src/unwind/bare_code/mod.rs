@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use hotspan_abi::unwind::Rule;
 use object::ReadRef;
+use rustc_hash::FxHashMap;
 
 use super::{
     TableRule,
@@ -27,7 +28,11 @@ const MAX_SWEPT_BYTES: u64 = 1 << 20;
 /// How much of a file's code is read.
 const MAX_READ_BYTES: u64 = 32 << 20;
 
-/// Bytes of a table of jumps.
+/// Pages of data that are read for tables of jumps, each with what a table may be longer than that.
+const MAX_DATA_PAGES: usize = 1024;
+/// Bytes of such a page.
+const DATA_PAGE_BYTES: u64 = 4 << 10;
+/// Bytes of a table of jumps at most.
 const MAX_TABLE_BYTES: u64 = 8 << 10;
 
 /// Steps for stretches of text, which ascend.
@@ -41,6 +46,7 @@ pub(super) fn steps<'a, R: ReadRef<'a>>(
     } else {
         image.functions()
     };
+    let mut data = Data::default();
     let (mut usual, mut known) = (Steps::default(), Steps::default());
     let mut left = MAX_READ_BYTES;
     for gap in gaps {
@@ -54,8 +60,12 @@ pub(super) fn steps<'a, R: ReadRef<'a>>(
         }
         let facts = image.arch().facts();
         let sample = &code[..code.len().min(SAMPLE_BYTES as usize)];
-        let data = |addr| image.bytes_at(addr, MAX_TABLE_BYTES).unwrap_or_default();
-        let sweep = Sweep::new(image.arch(), code, gap.start, &functions, data);
+        let first = functions.partition_point(|addr| *addr < gap.start);
+        let behind = functions.partition_point(|addr| *addr < gap.end);
+        let functions = &functions[first..behind.max(first)];
+        let sweep = Sweep::new(image.arch(), code, gap.start, functions, |addr| {
+            data.at(image, addr)
+        });
         if (facts.keeps_frame_pointer)(sample) {
             let follow = TableRule::Short(Rule::FRAME_POINTER);
             usual.push(gap.start, Some(follow));
@@ -71,6 +81,29 @@ pub(super) fn steps<'a, R: ReadRef<'a>>(
         }
     }
     known.or(usual)
+}
+
+/// The data that code refers to. Most of it is no table of jumps, and much is referred to often: so each
+/// page is read once, and only so many.
+#[derive(Default)]
+struct Data<'a>(FxHashMap<u64, &'a [u8]>);
+
+impl<'a> Data<'a> {
+    /// What lies at an address, as far as a table may reach.
+    fn at<R: ReadRef<'a>>(&mut self, image: &Image<'a, R>, addr: u64) -> &'a [u8] {
+        let page = addr / DATA_PAGE_BYTES;
+        let into = (addr % DATA_PAGE_BYTES) as usize;
+        if !self.0.contains_key(&page) && self.0.len() >= MAX_DATA_PAGES {
+            return &[];
+        }
+        let bytes = self.0.entry(page).or_insert_with(|| {
+            let max = DATA_PAGE_BYTES + MAX_TABLE_BYTES;
+            image
+                .bytes_at(page * DATA_PAGE_BYTES, max)
+                .unwrap_or_default()
+        });
+        bytes.get(into..).unwrap_or_default()
+    }
 }
 
 /// What is known by its bytes in a stretch, or by its place: parts of it and their rules, ascending
