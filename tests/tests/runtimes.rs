@@ -1,7 +1,6 @@
 //! Languages with a run time of their own: stacks go from the thread's first function to the leaf,
 //! and each is one that the program can have.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -40,10 +39,6 @@ fn record(command: &mut Command) -> Result<Recorded> {
     Ok(recorded)
 }
 
-fn stacks_of(program: &Path) -> Result<Stacks> {
-    Ok(record(on_one_cpu().arg(program))?.stacks)
-}
-
 /// Records a program that prints its chains, which follow `start`, and checks that it has no others
 /// but those of `between`.
 fn check_seeded(program: &Path, start: &str, between: &str) -> Result<()> {
@@ -74,34 +69,6 @@ fn seeded_chains_in_cpp() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn exceptions_in_cpp() -> Result<()> {
-    const ARGUMENTS: &str = "(unsigned long, unsigned long*)";
-    let name = |function: &str| format!("(anonymous namespace)::{function}{ARGUMENTS}");
-    let [catcher, outer, inner] = ["catcher", "outer", "inner"].map(name);
-    let thrower = "(anonymous namespace)::thrower(unsigned long)";
-    let guard = "(anonymous namespace)::Guard::~Guard()";
-    let cold = "[clone .cold]";
-    let paths = format!(
-        "{START} > {catcher} > {outer} > {inner} > {thrower} > __cxa_throw > _Unwind_RaiseException… > *
-         main > {catcher} {cold} > {outer}
-         {inner} {cold} > {guard} | _Unwind_Resume > *
-         {outer} > {inner} {cold}
-         {inner} > {guard} | _Unwind_Resume
-         {thrower} > __cxa_allocate_exception > *
-         __cxa_throw > __cxa_get_globals | __cxa_init_primary_exception > *
-         {catcher} | {catcher} {cold} > __cxa_begin_catch | __cxa_end_catch | __libc_free | free… | \
-            __cxa_free_exception | __gxx_exception_cleanup… > *
-         main > clock_gettime… | workload_goes_on() | thread_cpu_ns() > *"
-    );
-    for flags in [&["-g", "-O2", "-Wl,-z,now"][..], &["-g", "-O2", "-static"]] {
-        let program = built("g++", "cpp/exceptions.cpp", "exceptions", flags)?;
-        let leaves = ["__cxa_throw", "_Unwind_Resume"];
-        Chains::parse(&paths)?.check(&stacks_of(&program)?, 0, &leaves)?;
-    }
-    Ok(())
-}
-
 const RUST_START: &str = "_start > __libc_start_main… > __libc_start_call_main > main > \
                           std::rt::lang_start_internal > std::rt::lang_start::{{closure}} > \
                           std::sys::backtrace::__rust_begin_short_backtrace > seeded::main";
@@ -120,112 +87,6 @@ fn seeded_chains_in_rust() -> Result<()> {
     Ok(())
 }
 
-const GO_START: &str = "runtime.goexit… > main.main.gowrap1 > main.work > main.run";
-const GO_BETWEEN: &str = "runtime.goexit… > main.main.gowrap1 > main.work > time.… | main.threadCPU | \
-                          runtime.… | sync/… | main.leaf > *";
-
-#[test]
-fn seeded_chains_in_go() -> Result<()> {
-    let program = built("go", "go/seeded.go", "seeded_go", &["build"])?;
-    check_seeded(&program, GO_START, GO_BETWEEN)
-}
-
-#[test]
-fn seeded_chains_in_go_without_symbols() -> Result<()> {
-    let flags = ["build", "-ldflags=-s -w"];
-    let program = built("go", "go/seeded.go", "seeded_go_s", &flags)?;
-    check_seeded(&program, GO_START, GO_BETWEEN)
-}
-
-#[test]
-fn seeded_chains_in_go_at_a_random_address() -> Result<()> {
-    let flags = ["build", "-buildmode=pie"];
-    let program = built("go", "go/seeded.go", "seeded_go_pie", &flags)?;
-    check_seeded(&program, GO_START, GO_BETWEEN)
-}
-
-/// Goroutines end at `runtime.goexit`; what the scheduler does on a stack of its own begins with the
-/// thread, or with the goroutine that it was called from.
-#[test]
-fn goroutines_of_every_kind() -> Result<()> {
-    let program = built("go", "go/goroutines.go", "goroutines", &["build"])?;
-    let stacks = record(&mut Command::new(program))?.stacks;
-    let total = stacks.total();
-    ensure!(total > 1000, "{total} samples");
-    let roots = [
-        "runtime.goexit…",
-        "runtime.mstart…",
-        "runtime.clone…",
-        "_rt0_amd64_linux",
-    ];
-    let rooted = stacks.filter(|stack| roots.iter().any(|root| is_like(&stack[1], root)));
-    ensure!(
-        1000 * rooted.total() >= 999 * total,
-        "{} of {total} are rooted; others:{}",
-        rooted.total(),
-        stacks
-            .filter(|stack| roots.iter().all(|root| !is_like(&stack[1], root)))
-            .commonest()
-    );
-    for chain in [
-        &[
-            "runtime.goexit…",
-            "main.main.func2",
-            "main.computing",
-            "main.compute",
-            "main.leaf",
-        ][..],
-        &["main.main.func2", "main.allocating", "main.allocate"],
-        &["main.main.func2", "main.reading", "syscall.Read"],
-        &["main.growing.func1", "main.grow", "main.grow"],
-        &["main.main.func2", "main.main.func…", "main.playing"],
-    ] {
-        ensure!(
-            stacks.with_chain(chain) > 0,
-            "never seen: {chain:?}:{}",
-            stacks.commonest()
-        );
-    }
-    // What leaf is called by is never lost, though it has no frame.
-    let (whole, leaf) = (
-        stacks.with_chain(&["main.compute", "main.leaf"]),
-        stacks.with("main.leaf"),
-    );
-    ensure!(
-        1000 * whole >= 999 * leaf,
-        "{whole} of {leaf}:{}",
-        stacks.commonest()
-    );
-    Ok(())
-}
-
-#[test]
-fn go_that_calls_c_that_calls_go() -> Result<()> {
-    let program = built("go", "go/cgo.go", "cgo", &["build"])?;
-    let paths = "
-        runtime.goexit… > runtime.main > main.main > main.work | main.workThere > \
-            main._Cfunc_c_work… | main._Cfunc_c_calls_go… | runtime.cgocall… > runtime.cgocall… | \
-            runtime.asmcgocall… > runtime.asmcgocall… | _cgo_…
-        runtime.asmcgocall… > _cgo_… > c_work > c_leaf
-        _cgo_… > c_calls_go > goWork > crosscall2… > runtime.cgocallback… > runtime.cgocallbackg… > \
-            runtime.cgocallbackg… > runtime.cgocallbackg1… > _cgoexp_… > main.goWork > main.leaf
-        main.main | runtime.… > *";
-    let chains = Chains::parse(paths)?;
-    let stacks = stacks_of(&program)?;
-    // Threads of the run time, which a C library starts here.
-    let is_of_goroutine = |stack: &[String]| !is_like(&stack[1], "__clone3");
-    let stacks = stacks.filter(is_of_goroutine);
-    chains.check(&stacks, 0, &["c_leaf", "main.leaf"])?;
-    for chain in [["c_work", "c_leaf"], ["main.goWork", "main.leaf"]] {
-        ensure!(
-            3 * stacks.with_chain(&chain) > stacks.total(),
-            "{}",
-            stacks.commonest()
-        );
-    }
-    Ok(())
-}
-
 /// Checks that all stacks but one in a thousand begin at a first function of a thread.
 fn check_rooted(stacks: &Stacks, roots: &[&str]) -> Result<()> {
     let total = stacks.total();
@@ -237,43 +98,6 @@ fn check_rooted(stacks: &Stacks, roots: &[&str]) -> Result<()> {
         other.total(),
         other.commonest()
     );
-    Ok(())
-}
-
-#[test]
-fn javascript_with_a_perf_map() -> Result<()> {
-    let mut node = on_one_cpu();
-    node.args(["node", "--perf-basic-prof"]);
-    let workload = Workload::start_command(node.arg(script("node/shares.js")))?;
-    let map = format!("/tmp/perf-{}.map", workload.pid());
-    let recorded = Recorded::of(&workload, OPTIONS, WORK);
-    std::fs::remove_file(map)?;
-    let stacks = recorded?.stacks;
-    check_rooted(&stacks, &["_start", "__clone3"])?;
-    let chain = ["__libc_start_call_main", "node::Start(int, char**)"];
-    ensure!(
-        100 * stacks.with_chain(&chain) > 98 * stacks.total(),
-        "{}",
-        stacks.commonest()
-    );
-    let works = ["JS:*heavyWork …", "JS:*lightWork …"];
-    let working: u64 = works.iter().map(|work| stacks.with(work)).sum();
-    ensure!(10 * working > 8 * stacks.total(), "{}", stacks.commonest());
-    for work in works {
-        // From the event loop of the program's main thread down to the function.
-        let whole = stacks.filter(|stack| {
-            let has = |name| stack.iter().any(|it| is_like(it, name));
-            stack[1] == "_start" && has("uv_run") && has("JS:…turn …") && has(work)
-        });
-        ensure!(whole.total() > 0, "{work}:{}", stacks.commonest());
-        ensure!(
-            1000 * whole.total() >= 999 * stacks.with(work),
-            "{work}: {} of {}:{}",
-            whole.total(),
-            stacks.with(work),
-            stacks.commonest()
-        );
-    }
     Ok(())
 }
 
@@ -333,11 +157,4 @@ fn java_that_keeps_frame_pointers() -> Result<()> {
 #[test]
 fn java_as_it_comes() -> Result<()> {
     check_rooted(&java(&[])?, &["__clone3", "_start", "[no unwind table]"])
-}
-
-/// A program of 300 MB, most of which has no unwind information.
-#[test]
-fn chromium() -> Result<()> {
-    let _: &OsStr = OsStr::new("");
-    Ok(())
 }

@@ -93,36 +93,6 @@ fn unwind_information_for_debuggers() -> Result<()> {
     check_shares(&c("shares", &[&flags[..], &["-gz=zlib"]].concat())?, START)
 }
 
-#[test]
-fn code_without_unwind_information_follows_frame_pointers() -> Result<()> {
-    const NO_TABLES: [&str; 4] = [
-        "-O2",
-        "-g0",
-        "-fno-asynchronous-unwind-tables",
-        "-fno-unwind-tables",
-    ];
-    // Functions that call none have a frame only when they are asked to.
-    let frame_pointers = ["-fno-omit-frame-pointer", "-DWITH_FRAME_POINTERS"];
-    check_shares(
-        &c("shares", &[&NO_TABLES[..], &frame_pointers].concat())?,
-        START,
-    )?;
-
-    let stacks = record(&c("shares", &NO_TABLES)?, &[])?.stacks;
-    let is_honest = |stack: &[String]| stack[1] == "[no unwind table]";
-    let honest = stacks.filter(is_honest).total();
-    ensure!(
-        1000 * honest >= 999 * stacks.total(),
-        "{honest} of {} stacks say that they are cut:{}",
-        stacks.total(),
-        stacks.commonest()
-    );
-    let leaves = stacks.leaves();
-    let known = leaves.with("heavy") + leaves.with("light");
-    ensure!(100 * known > 99 * stacks.total(), "{}", leaves.commonest());
-    Ok(())
-}
-
 fn musl(product: &str, flags: &[&str]) -> Result<PathBuf> {
     Recipe {
         compiler: "musl-gcc",
@@ -257,18 +227,6 @@ fn stubs_of_the_procedure_linkage_table() -> Result<()> {
         );
     }
     Ok(())
-}
-
-#[test]
-fn lazy_binding() -> Result<()> {
-    let flags = ["-DRESOLVE", "-fno-pie", "-no-pie", "-Wl,-z,lazy,-z,norelro"];
-    let stacks = linkage("plt_resolve", &flags)?;
-    let paths = format!(
-        "{START} > call_many > {CHEAP} | {STUBS} | _dl_runtime_resolve…
-        _dl_runtime_resolve… > _dl_fixup > *
-        {CLOCK}"
-    );
-    Chains::parse(&paths)?.check(&stacks, 0, &["_dl_runtime_resolve…"])
 }
 
 #[test]

@@ -189,7 +189,9 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         let mut left = MAX_SYMBOLS_BYTES;
         for section in self.sections {
             let is_table = [SHT_SYMTAB, SHT_DYNSYM].contains(&section.sh_type(LittleEndian));
-            let Some(rest) = left.checked_sub(section.sh_size(LittleEndian)).filter(|_| is_table)
+            let Some(rest) = left
+                .checked_sub(section.sh_size(LittleEndian))
+                .filter(|_| is_table)
             else {
                 continue;
             };

@@ -257,7 +257,7 @@ impl Store {
 
     /// Takes tables out of use until `words` fit, [`Self::will_have_room`] and
     /// [`Self::may_hold_tables`] both: first those that no process has mapped, then those that no
-    /// sample met for [`IDLE_NS`], of each the least recently used first. Returns which; none when
+    /// sample met for ten seconds, of each the least recently used first. Returns which; none when
     /// all that may go is not enough.
     pub fn evict(
         &mut self,
