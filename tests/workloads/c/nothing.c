@@ -1,2 +1,0 @@
-/* Ends at once. */
-int main(void) { return 0; }
