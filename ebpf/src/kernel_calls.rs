@@ -1,12 +1,13 @@
 //! The kernel's helpers, each wrapped once.
 #![allow(unsafe_code)]
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::helpers::generated as raw;
 use hotspan_abi::{
     counters::Counter,
     limits::WINDOW_WORDS,
+    settings::{GENERATION_OF_AGENT, GENERATION_OF_KERNEL},
     unwind::{SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
@@ -15,7 +16,7 @@ use hotspan_ebpf::{
     verifier::opaque,
 };
 
-use crate::maps::{COUNTS, EVENTS, SEGMENTS, WIDE_RULES};
+use crate::maps::{COUNTS, EVENTS, GENERATIONS, SEGMENTS, WIDE_RULES};
 
 /// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
 const RB_NO_WAKEUP: u64 = 1;
@@ -189,21 +190,14 @@ impl ReadMemory for UserMemory {
 pub struct MapTables;
 
 impl Tables for MapTables {
+    type Words<'a> = &'a [u32; SEGMENT_WORDS];
+
     #[inline(always)]
-    fn word(&self, index: u32) -> u32 {
-        let segment = index / SEGMENT_WORDS as u32;
+    fn segment(&self, index: u32) -> Option<Self::Words<'_>> {
         // Not a constant: LLVM would let it share the memory of a setting whose default is zero, too,
         // and the agent overwrites that.
         let only = opaque(0) as u32;
-        match SEGMENTS.get_value(segment, &only) {
-            Some(words) => words[opaque(u64::from(index)) as usize & (SEGMENT_WORDS - 1)],
-            None => 0,
-        }
-    }
-
-    #[inline(always)]
-    fn pair(&self, index: u32) -> u64 {
-        table_pair(index)
+        SEGMENTS.get_value(index / SEGMENT_WORDS as u32, &only)
     }
 
     #[inline(always)]
@@ -212,11 +206,25 @@ impl Tables for MapTables {
     }
 }
 
-/// [`Tables::pair`] as a BPF global function: a search that calls it is small for the verifier,
-/// because nothing is known of what it returns.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn table_pair(index: u32) -> u64 {
-    let second = MapTables.word(index.wrapping_add(1));
-    u64::from(MapTables.word(index)) | u64::from(second) << 32
+/// A number that grows whenever the agent or we change what is known of a process.
+#[inline(always)]
+pub fn generation() -> u64 {
+    let read = |who| match GENERATIONS.get_ptr(who) {
+        // SAFETY: the entry is there, and one that is changed meanwhile is read before or after.
+        Some(count) => unsafe { count.read_volatile() },
+        None => 0,
+    };
+    read(GENERATION_OF_AGENT).wrapping_add(read(GENERATION_OF_KERNEL))
+}
+
+/// Notes that we have changed what is known of a process.
+#[inline(always)]
+pub fn next_generation() {
+    if let Some(count) = GENERATIONS.get_ptr_mut(GENERATION_OF_KERNEL) {
+        // Rust has no atomic addition for processors without compare and swap, as BPF once was.
+        // SAFETY: the entry is there.
+        unsafe {
+            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64, options(nostack))
+        };
+    }
 }

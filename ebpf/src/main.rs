@@ -2,6 +2,7 @@
 //!
 //! On the host this is an empty program, so that the workspace builds without an eBPF toolchain.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod kernel_calls;

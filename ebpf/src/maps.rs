@@ -28,9 +28,26 @@ pub static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
 #[btf_map]
 pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 
+/// See [`hotspan_abi::settings::GENERATION_OF_AGENT`].
+#[btf_map]
+pub static GENERATIONS: Array<u64, 2> = Array::new();
+
+/// What was known of a process when this CPU sampled it last.
+#[repr(C)]
+pub struct Seen {
+    /// The generation of that; 0 for nothing known, which no generation is.
+    pub generation: u64,
+    /// Which process.
+    pub pid: u32,
+    /// Its `TARGET_*` flags.
+    pub flags: u32,
+}
+
 /// Working memory of a program that walks stacks: far too large for the 512 bytes of its own.
 #[repr(C)]
 pub struct Scratch {
+    /// The process that the unwinder has entered.
+    pub seen: Seen,
     /// The user stack as it is unwound.
     pub unwinder: Unwinder,
     /// The sample as it is built.

@@ -12,11 +12,15 @@ use hotspan_abi::{
     records::StopReason,
     unwind::{
         BASE_ALIGNED, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping,
-        PAGE_BYTES, ProcessTable, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, WideRule, row_addr, row_rule,
+        PAGE_BYTES, ProcessTable, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS, WideRule,
+        row_addr, row_rule,
     },
 };
 
-use crate::{arch::Arch, verifier::opaque};
+use crate::{
+    arch::Arch,
+    verifier::{Forgotten, opaque},
+};
 
 /// Reads the memory of the process that is being unwound.
 pub trait ReadMemory {
@@ -31,15 +35,42 @@ pub trait ReadMemory {
 
 /// The unwind tables, as [`hotspan_abi::unwind`] lays them out.
 pub trait Tables {
-    /// A word of the space; 0 outside of it.
+    /// The words of one segment.
+    type Words<'a>: Words
+    where
+        Self: 'a;
+
+    /// The segment that an index lies in.
+    fn segment(&self, index: u32) -> Option<Self::Words<'_>>;
+    /// A wide rule.
+    fn wide(&self, index: u32) -> Option<WideRule>;
+}
+
+/// The words of one segment.
+pub trait Words {
+    /// The word at an index into the space, of which the part inside the segment counts.
     fn word(&self, index: u32) -> u32;
-    /// Two neighbouring words, the first in the lower half; 0 outside of the space. For places where
-    /// small code matters more than speed.
+
+    /// Two neighbouring words, the first in the lower half.
+    #[inline(always)]
     fn pair(&self, index: u32) -> u64 {
         u64::from(self.word(index)) | u64::from(self.word(index.wrapping_add(1))) << 32
     }
-    /// A wide rule.
-    fn wide(&self, index: u32) -> Option<WideRule>;
+}
+
+impl Words for &[u32; SEGMENT_WORDS] {
+    #[inline(always)]
+    fn word(&self, index: u32) -> u32 {
+        self[opaque(u64::from(index)) as usize & (SEGMENT_WORDS - 1)]
+    }
+}
+
+/// The start of a segment; behind it there are zeros.
+impl Words for &[u32] {
+    fn word(&self, index: u32) -> u32 {
+        let index = index as usize % SEGMENT_WORDS;
+        self.get(index).copied().unwrap_or(0)
+    }
 }
 
 /// The registers that unwinding needs.
@@ -94,6 +125,14 @@ impl Window {
     }
 }
 
+/// A search by halving: what is looked for lies from `low` on and before `high`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Search {
+    low: Forgotten,
+    high: Forgotten,
+}
+
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -113,6 +152,8 @@ pub struct Unwinder {
     pub process: ProcessTable,
     /// The mapping that was used last.
     pub mapping: Mapping,
+    /// The one before it: calls go back and forth between a program and a library.
+    other: Mapping,
     /// 1 when the instruction pointer is no return address: in a leaf, or where a signal hit.
     pub is_exact: u32,
     /// How sure the frames are: [`SURE`], [`LOST`] or [`GUESSED`].
@@ -121,9 +162,20 @@ pub struct Unwinder {
     is_sp_guessed: u32,
     /// How often a step led down.
     descents: u32,
+    /// The search under way.
+    search: Search,
     /// The part of the stack that was read last.
     pub window: Window,
 }
+
+/// Holds no address.
+const NOWHERE: Mapping = Mapping {
+    start: 0,
+    end: 0,
+    pages_start: 0,
+    pages: 0,
+    page_count: 0,
+};
 
 /// Every frame was found by a table.
 pub const SURE: u32 = 0;
@@ -131,6 +183,9 @@ pub const SURE: u32 = 0;
 pub const LOST: u32 = 1;
 /// Code that is known to have no table was unwound by the frame pointer.
 pub const GUESSED: u32 = 2;
+
+/// Halvings that leave one of the mappings.
+const MAPPING_SEARCH_STEPS: u64 = MAX_MAPPINGS.trailing_zeros() as u64 + 1;
 
 /// First address that cannot be a user's on x86-64 or arm64 with 48-bit addresses.
 const USER_END: u64 = 1 << 48;
@@ -154,27 +209,31 @@ impl Unwinder {
             mappings: 0,
             count: 0,
         },
-        mapping: Mapping {
-            start: 0,
-            end: 0,
-            pages_start: 0,
-            pages: 0,
-            page_count: 0,
-        },
+        mapping: NOWHERE,
+        other: NOWHERE,
         is_exact: 0,
         doubt: SURE,
         is_sp_guessed: 0,
         descents: 0,
+        search: Search {
+            low: Forgotten::ZERO,
+            high: Forgotten::ZERO,
+        },
         window: Window::EMPTY,
     };
 
-    /// Starts at a leaf with these registers.
+    /// Goes to another process, or to one whose mappings have changed.
     #[inline(always)]
-    pub fn start(&mut self, registers: Registers, process: ProcessTable) {
-        self.registers = registers;
+    pub fn enter(&mut self, process: ProcessTable) {
         self.process = process;
-        self.mapping.start = 0;
         self.mapping.end = 0;
+        self.other.end = 0;
+    }
+
+    /// Starts at a leaf with these registers, in the process that was entered last.
+    #[inline(always)]
+    pub fn start(&mut self, registers: Registers) {
+        self.registers = registers;
         self.is_exact = 1;
         self.doubt = SURE;
         self.is_sp_guessed = 0;
@@ -191,11 +250,20 @@ impl Unwinder {
             .wrapping_sub(u64::from(1 - (self.is_exact & 1)))
     }
 
-    /// Whether the frame we are at lies in the mapping that was used last.
+    /// Whether the frame we are at lies in one of the two mappings that were used last, which is then
+    /// the last.
     #[inline(always)]
-    pub fn is_in_mapping(&self) -> bool {
+    pub fn is_in_mapping(&mut self) -> bool {
         let addr = self.lookup_addr();
-        self.mapping.start <= addr && addr < self.mapping.end
+        let Self { mapping, other, .. } = self;
+        if mapping.start <= addr && addr < mapping.end {
+            return true;
+        }
+        if addr < other.start || other.end <= addr {
+            return false;
+        }
+        core::mem::swap(mapping, other);
+        true
     }
 
     /// The rule for the frame we are at, which lies in the mapping that was used last.
@@ -204,7 +272,8 @@ impl Unwinder {
         if self.mapping.page_count == 0 {
             return self.guess(GUESSED);
         }
-        find_row(&self.mapping, self.lookup_addr(), tables)
+        let addr = self.lookup_addr();
+        find_row(&self.mapping, addr, &mut self.search, tables)
     }
 
     /// The rule for a frame in no mapping that is known: the code may still keep the frame pointer.
@@ -227,29 +296,37 @@ impl Unwinder {
     pub fn find_mapping<T: Tables>(&mut self, tables: &T) -> bool {
         let addr = self.lookup_addr();
         let base = self.process.mappings;
-        let (mut low, mut high) = (0, self.process.count);
-        for _ in 0..=MAX_MAPPINGS.trailing_zeros() {
+        let Some(words) = tables.segment(base) else {
+            return false;
+        };
+        self.search.low.set(0);
+        self.search.high.set(self.process.count);
+        let mut steps = opaque(MAPPING_SEARCH_STEPS);
+        while steps != 0 {
+            let (low, high) = (self.search.low.get(), self.search.high.get());
             if low >= high {
                 break;
             }
-            let middle = (low + high) >> 1;
-            if tables.pair(base.wrapping_add(middle.wrapping_mul(MAPPING_WORDS))) <= addr {
-                low = middle + 1;
+            steps -= 1;
+            let middle = low + ((high - low) >> 1);
+            if words.pair(base.wrapping_add(middle.wrapping_mul(MAPPING_WORDS))) <= addr {
+                self.search.low.set(middle + 1);
             } else {
-                high = middle;
+                self.search.high.set(middle);
             }
         }
+        let low = self.search.low.get();
         if low == 0 {
             return false;
         }
         let at = base.wrapping_add((low - 1).wrapping_mul(MAPPING_WORDS));
-        let pages = tables.pair(at.wrapping_add(6));
+        self.other = self.mapping;
         self.mapping = Mapping {
-            start: tables.pair(at),
-            end: tables.pair(at.wrapping_add(2)),
-            pages_start: tables.pair(at.wrapping_add(4)),
-            pages: pages as u32,
-            page_count: (pages >> 32) as u32,
+            start: words.pair(at),
+            end: words.pair(at.wrapping_add(2)),
+            pages_start: words.pair(at.wrapping_add(4)),
+            pages: words.word(at.wrapping_add(6)),
+            page_count: words.word(at.wrapping_add(7)),
         };
         addr < self.mapping.end
     }
@@ -507,27 +584,35 @@ impl Unwinder {
 /// The rule for an address in a mapping with a table: the last row at or below it in its page, or
 /// the row before the page's first.
 #[inline(always)]
-fn find_row<T: Tables>(mapping: &Mapping, addr: u64, tables: &T) -> Rule {
+fn find_row<T: Tables>(mapping: &Mapping, addr: u64, search: &mut Search, tables: &T) -> Rule {
     let into = addr.wrapping_sub(mapping.pages_start);
     let page = (into / PAGE_BYTES) as u32;
     if page >= mapping.page_count {
         return Rule::NONE;
     }
     let low_byte = (into % PAGE_BYTES) as u32;
+    let Some(words) = tables.segment(mapping.pages) else {
+        return Rule::NONE;
+    };
     let at = mapping.pages.wrapping_add(page);
-    let (mut low, mut high) = (tables.word(at), tables.word(at.wrapping_add(1)));
-    for _ in 0..ROW_SEARCH_STEPS {
+    search.low.set(words.word(at));
+    search.high.set(words.word(at.wrapping_add(1)));
+    // As a loop, since copies of its body would have to come from memory, each.
+    let mut steps = opaque(ROW_SEARCH_STEPS);
+    while steps != 0 {
+        let (low, high) = (search.low.get(), search.high.get());
         if low >= high {
             break;
         }
+        steps -= 1;
         let middle = low + ((high - low) >> 1);
-        if row_addr(tables.word(middle)) <= low_byte {
-            low = middle + 1;
+        if row_addr(words.word(middle)) <= low_byte {
+            search.low.set(middle + 1);
         } else {
-            high = middle;
+            search.high.set(middle);
         }
     }
-    row_rule(tables.word(low.wrapping_sub(1)))
+    row_rule(words.word(search.low.get().wrapping_sub(1)))
 }
 
 #[cfg(test)]

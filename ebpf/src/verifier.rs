@@ -22,3 +22,33 @@ pub fn opaque(mut number: u64) -> u64 {
 pub fn opaque(number: u64) -> u64 {
     number
 }
+
+/// A number in memory of a map, of which neither the compiler nor the verifier knows anything.
+///
+/// A search compares its bounds at each step, and the verifier would follow every outcome of every
+/// comparison. Of what it reads from a map it remembers nothing, so after a step all ways look alike.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(transparent)]
+pub struct Forgotten(u32);
+
+impl Forgotten {
+    /// Zero.
+    pub const ZERO: Self = Self(0);
+
+    /// Sets the number.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub fn set(&mut self, number: u32) {
+        // SAFETY: a plain number that is ours.
+        unsafe { core::ptr::write_volatile(&raw mut self.0, number) };
+    }
+
+    /// The number.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self) -> u32 {
+        // SAFETY: a plain number that is ours.
+        unsafe { core::ptr::read_volatile(&raw const self.0) }
+    }
+}

@@ -137,7 +137,7 @@ fn check_signals(how: &str, handlers: &str, leaves: &[&str]) -> Result<()> {
     // The functions that a handler calls are a fair part.
     let handled = recorded.stacks.with(leaves[0]);
     ensure!(
-        4 * handled > recorded.stacks.total(),
+        8 * handled > recorded.stacks.total(),
         "{handled} samples in {}:{}",
         leaves[0],
         recorded.stacks.commonest()

@@ -143,13 +143,18 @@ impl Capture {
     pub fn add_target(&mut self, pid: u32, flags: u32) -> Result<()> {
         self.targets
             .insert(pid, flags, 0)
-            .with_context(|| format!("cannot follow process {pid}: too many processes"))
+            .with_context(|| format!("cannot follow process {pid}: too many processes"))?;
+        self.tables.next_generation()
     }
 
     /// Makes a process that has ended a target no more.
     pub fn remove_target(&mut self, pid: u32) {
         // It is not there when it never was one.
-        let _ = self.targets.remove(&pid);
+        if self.targets.remove(&pid).is_ok()
+            && let Err(error) = self.tables.next_generation()
+        {
+            tracing::debug!(pid, reason = %error, "an ended process is still remembered");
+        }
     }
 
     /// Something to wait on, readable when a process has mapped a file, started or ended, or has a

@@ -14,6 +14,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
+use hotspan_abi::settings::GENERATION_OF_AGENT;
 use hotspan_abi::unwind::{MAX_SEGMENTS, ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 use hotspan_ebpf::unwind::Tables;
 
@@ -34,6 +35,9 @@ pub struct TableMaps {
     outer: MapData,
     wide: Array<MapData, [u32; WIDE_RULE_WORDS]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
+    generations: Array<MapData, u64>,
+    /// Our entry of the above.
+    generation: u64,
     segments: Vec<Segment>,
     /// What is in `wide`.
     wide_rules: Vec<WideRule>,
@@ -46,13 +50,26 @@ impl TableMaps {
             Map::ArrayOfMaps(map) => map,
             _ => anyhow::bail!("the map SEGMENTS is no array of maps"),
         };
-        Ok(Self {
+        let mut tables = Self {
             outer,
             wide: Array::try_from(take_map(programs, "WIDE_RULES")?)?,
             processes: HashMap::try_from(take_map(programs, "PROCESSES")?)?,
+            generations: Array::try_from(take_map(programs, "GENERATIONS")?)?,
+            generation: 0,
             segments: Vec::new(),
             wide_rules: Vec::new(),
-        })
+        };
+        // The programs' memory is zero at first, and no process is known by that.
+        tables.next_generation()?;
+        Ok(tables)
+    }
+
+    /// Makes the programs forget what they remember of processes.
+    pub fn next_generation(&mut self) -> Result<()> {
+        self.generation += 1;
+        Ok(self
+            .generations
+            .set(GENERATION_OF_AGENT, self.generation, 0)?)
     }
 
     /// Makes the space at least `count` segments long.
@@ -107,10 +124,11 @@ impl TableMaps {
 
 /// The tables as the kernel side sees them.
 impl Tables for TableMaps {
-    fn word(&self, index: u32) -> u32 {
-        let index = index as usize;
-        let segment = self.segments.get(index / SEGMENT_WORDS);
-        segment.map_or(0, |segment| segment.words()[index % SEGMENT_WORDS])
+    type Words<'a> = &'a [u32];
+
+    fn segment(&self, index: u32) -> Option<&[u32]> {
+        let segment = self.segments.get(index as usize / SEGMENT_WORDS)?;
+        Some(segment.words())
     }
 
     fn wide(&self, index: u32) -> Option<WideRule> {

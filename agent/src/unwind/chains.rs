@@ -10,7 +10,7 @@ use std::{
 use hotspan_abi::{
     limits::WINDOW_WORDS,
     records::{EXACT_ADDRESS, StopReason},
-    unwind::{Mapping, PAGE_BYTES, ProcessTable, Rule, WideRule},
+    unwind::{Mapping, PAGE_BYTES, Rule, SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
     arch::{Aarch64, Arch, X86_64},
@@ -56,16 +56,21 @@ impl Space {
         for piece in table::pieces(rows, text) {
             let table = table::build(rows, piece).unwrap();
             let start = table.pages_start.wrapping_add(bias);
+            let first = self.wide.len() as u32;
+            self.wide.extend(&table.wide);
+            let in_segment = self.words.len() % SEGMENT_WORDS;
+            if in_segment + table.words.len() > SEGMENT_WORDS {
+                let rest = SEGMENT_WORDS - in_segment;
+                self.words.resize(self.words.len() + rest, 0);
+            }
+            let base = self.words.len() as u32;
             self.mappings.push(Mapping {
                 start,
                 end: start + u64::from(table.page_count) * PAGE_BYTES,
                 pages_start: start,
-                pages: self.words.len() as u32,
+                pages: base,
                 page_count: table.page_count,
             });
-            let first = self.wide.len() as u32;
-            self.wide.extend(&table.wide);
-            let base = self.words.len() as u32;
             let words = table.place(base, |wide| Rule::wide(first + wide));
             self.words.extend(words);
         }
@@ -93,8 +98,15 @@ struct View<'a> {
 }
 
 impl Tables for View<'_> {
-    fn word(&self, index: u32) -> u32 {
-        self.words.get(index as usize).copied().unwrap_or(0)
+    type Words<'b>
+        = &'b [u32]
+    where
+        Self: 'b;
+
+    fn segment(&self, index: u32) -> Option<&[u32]> {
+        self.words
+            .chunks(SEGMENT_WORDS)
+            .nth(index as usize / SEGMENT_WORDS)
     }
 
     fn wide(&self, index: u32) -> Option<WideRule> {
@@ -114,7 +126,7 @@ pub(super) fn step<A: Arch>(
         TableRule::Wide(index) => Rule::wide(index).unwrap(),
     };
     let mut unwinder = Unwinder::EMPTY;
-    unwinder.start(registers, ProcessTable::default());
+    unwinder.start(registers);
     let tables = View { words: &[], wide };
     match unwinder.step(rule, &mut Memory::<A, _>::new(read), &tables) {
         Step::Caller => Some(unwinder.registers),

@@ -6,11 +6,11 @@
 use hotspan_abi::{
     limits::{MAX_USER_FRAMES, WINDOW_WORDS},
     records::{EXACT_ADDRESS, SnapshotHeader, StopReason},
-    unwind::{MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
+    unwind::{MAX_MAPPINGS, MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
     arch::Native,
-    unwind::{ReadMemory, Registers, Step, Tables, Unwinder},
+    unwind::{ReadMemory, Registers, Step, Tables, Unwinder, Words},
 };
 
 /// The top of a user stack and the registers that lead into it.
@@ -41,7 +41,8 @@ pub(super) fn walk(
     mappings: &[Mapping],
     tables: &impl Tables,
 ) -> (Vec<u64>, StopReason) {
-    let count = mappings.len() as u32;
+    // Those that the kernel side would have, too.
+    let mappings = &mappings[..mappings.len().min(MAX_MAPPINGS)];
     let tables = WithMappings {
         tables,
         words: mappings.iter().flat_map(|m| m.to_words()).collect(),
@@ -49,9 +50,10 @@ pub(super) fn walk(
     let mut unwinder = Unwinder::EMPTY;
     let process = ProcessTable {
         mappings: MAPPINGS_AT,
-        count,
+        count: mappings.len() as u32,
     };
-    unwinder.start(registers, process);
+    unwinder.enter(process);
+    unwinder.start(registers);
     let mut frames = Vec::new();
     while frames.len() < MAX_USER_FRAMES {
         let is_marked = !frames.is_empty() && unwinder.is_exact != 0;
@@ -117,15 +119,34 @@ struct WithMappings<'a, T> {
 const MAPPINGS_AT: u32 = (MAX_SEGMENTS * SEGMENT_WORDS) as u32;
 
 impl<T: Tables> Tables for WithMappings<'_, T> {
-    fn word(&self, index: u32) -> u32 {
-        match index.checked_sub(MAPPINGS_AT) {
-            Some(index) => self.words.get(index as usize).copied().unwrap_or(0),
-            None => self.tables.word(index),
+    type Words<'a>
+        = EitherWords<'a, T::Words<'a>>
+    where
+        Self: 'a;
+
+    fn segment(&self, index: u32) -> Option<Self::Words<'_>> {
+        if index >= MAPPINGS_AT {
+            return Some(EitherWords::Mappings(&self.words));
         }
+        self.tables.segment(index).map(EitherWords::Tables)
     }
 
     fn wide(&self, index: u32) -> Option<WideRule> {
         self.tables.wide(index)
+    }
+}
+
+enum EitherWords<'a, W> {
+    Tables(W),
+    Mappings(&'a [u32]),
+}
+
+impl<W: Words> Words for EitherWords<'_, W> {
+    fn word(&self, index: u32) -> u32 {
+        match self {
+            Self::Tables(words) => words.word(index),
+            Self::Mappings(words) => words.word(index),
+        }
     }
 }
 
@@ -139,8 +160,10 @@ mod tests {
     struct Space(Vec<u32>);
 
     impl Tables for Space {
-        fn word(&self, index: u32) -> u32 {
-            self.0.get(index as usize).copied().unwrap_or(0)
+        type Words<'a> = &'a [u32];
+
+        fn segment(&self, _: u32) -> Option<&[u32]> {
+            Some(&self.0)
         }
         fn wide(&self, _: u32) -> Option<WideRule> {
             None

@@ -1,6 +1,9 @@
 //! Which parts of the tables' space are free.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+
+use hotspan_abi::unwind::SEGMENT_WORDS;
 
 /// A part of the space, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +12,7 @@ pub(super) struct Range {
     pub len: u32,
 }
 
-/// Free parts, none of which touches another.
+/// Free parts. Each lies in one segment, and none touches another there.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FreeSpace {
     by_start: BTreeMap<u32, u32>,
@@ -18,9 +21,30 @@ pub(super) struct FreeSpace {
 }
 
 impl FreeSpace {
-    /// Length of the longest part.
-    pub fn longest(&self) -> usize {
-        self.by_len.last().map_or(0, |&(len, _)| len as usize)
+    /// Whether parts of these lengths could be taken.
+    pub fn holds(&self, sizes: &[usize]) -> bool {
+        let longest = self.by_len.last().map_or(0, |&(len, _)| len as usize);
+        match sizes {
+            [] => true,
+            [words] => *words <= longest,
+            _ => self.clone().take_all(sizes).is_some(),
+        }
+    }
+
+    /// Takes parts of these lengths; when not all can be had, none.
+    pub fn take_all(&mut self, sizes: &[usize]) -> Option<Vec<Range>> {
+        let mut order: Vec<_> = (0..sizes.len()).collect();
+        // The longest first: short ones fit in what is left.
+        order.sort_by_key(|&at| Reverse(sizes[at]));
+        let mut taken = vec![Range { start: 0, len: 0 }; sizes.len()];
+        for at in order {
+            let Some(range) = self.take(sizes[at]) else {
+                taken.into_iter().for_each(|range| self.give(range));
+                return None;
+            };
+            taken[at] = range;
+        }
+        Some(taken)
     }
 
     /// How much is free.
@@ -51,12 +75,15 @@ impl FreeSpace {
         let before = self.by_start.range(..start).next_back();
         if let Some((&before, &before_len)) = before
             && before + before_len == start
+            && !is_segment_start(start)
         {
             self.remove(before, before_len);
             start = before;
             len += before_len;
         }
-        if let Some(&after_len) = self.by_start.get(&(start + len)) {
+        if let Some(&after_len) = self.by_start.get(&(start + len))
+            && !is_segment_start(start + len)
+        {
             self.remove(start + len, after_len);
             len += after_len;
         }
@@ -74,9 +101,15 @@ impl FreeSpace {
     }
 }
 
+fn is_segment_start(index: u32) -> bool {
+    (index as usize).is_multiple_of(SEGMENT_WORDS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SEGMENT: u32 = SEGMENT_WORDS as u32;
 
     #[test]
     fn shortest_part_that_is_long_enough_is_taken() {
@@ -88,17 +121,42 @@ mod tests {
         assert_eq!(free.take(3), Some(Range { start: 20, len: 3 }));
         assert_eq!(free.take(2), Some(Range { start: 0, len: 2 }));
         assert_eq!(free.take(9), None);
-        assert_eq!((free.longest(), free.words()), (8, 9));
+        assert!(free.holds(&[8]) && !free.holds(&[9]));
+        assert_eq!(free.words(), 9);
+    }
+
+    #[test]
+    fn no_part_crosses_the_end_of_a_segment() {
+        let mut free = FreeSpace::default();
+        for (start, len) in [(SEGMENT, SEGMENT), (0, SEGMENT)] {
+            free.give(Range { start, len });
+        }
+        let quarter = SEGMENT_WORDS / 4;
+        assert!(!free.holds(&[SEGMENT_WORDS + 1]));
+        assert_eq!(
+            free.take_all(&[quarter, 1, 3 * quarter, 3 * quarter, quarter]),
+            None
+        );
+        assert_eq!(free.words(), 2 * SEGMENT_WORDS);
+        let sizes = [quarter, 3 * quarter, quarter, 3 * quarter];
+        let taken = free.take_all(&sizes).unwrap();
+        for (range, size) in taken.into_iter().zip(sizes) {
+            assert!(range.start % SEGMENT + range.len <= SEGMENT);
+            assert_eq!(range.len as usize, size);
+        }
+        assert_eq!(free.words(), 0);
     }
 
     #[test]
     fn any_order_of_giving_back_makes_one_part() {
         let mut seed = 3_u64;
         let mut free = FreeSpace::default();
-        free.give(Range {
-            start: 0,
-            len: 1 << 20,
-        });
+        for segment in 0..4 {
+            free.give(Range {
+                start: segment * SEGMENT,
+                len: SEGMENT,
+            });
+        }
         let mut taken: Vec<Range> = Vec::new();
         for _ in 0..5000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -112,6 +170,7 @@ mod tests {
             assert_eq!(free.words() + words, 1 << 20);
         }
         taken.into_iter().for_each(|range| free.give(range));
-        assert_eq!(free.longest(), 1 << 20);
+        assert_eq!(free.by_start.len(), 4);
+        assert!(free.holds(&[SEGMENT_WORDS; 4]));
     }
 }

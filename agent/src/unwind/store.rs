@@ -45,17 +45,27 @@ pub struct Placed {
 
 struct Binary {
     tables: Vec<Placed>,
-    /// Where all of them lie, one behind the other.
-    range: Range,
+    /// Where each of them lies.
+    ranges: Vec<Range>,
     /// Wide rules that they refer to.
     wide: Vec<u32>,
     used_mono_ns: u64,
 }
 
+impl Binary {
+    fn words(&self) -> usize {
+        words_of(&self.ranges)
+    }
+}
+
+fn words_of(ranges: &[Range]) -> usize {
+    ranges.iter().map(|range| range.len as usize).sum()
+}
+
 /// What nothing refers to any more.
 struct Retired {
     since_mono_ns: u64,
-    range: Range,
+    ranges: Vec<Range>,
     wide: Vec<u32>,
 }
 
@@ -136,24 +146,23 @@ impl Store {
         self.max_segments = self.segments;
     }
 
-    /// Whether that many words fit as they are.
+    /// Whether parts of these lengths fit as they are.
     #[must_use]
-    pub fn has_room(&mut self, words: usize, now_mono_ns: u64) -> bool {
+    pub fn has_room(&mut self, sizes: &[usize], now_mono_ns: u64) -> bool {
         self.release_retired(now_mono_ns);
-        self.free.longest() >= words
+        self.free.holds(sizes)
     }
 
-    /// Whether that many words will fit when what is out of use has been so for long enough.
+    /// Whether parts of these lengths will fit when what is out of use has been so for long enough.
     #[must_use]
-    pub fn will_have_room(&self, words: usize) -> bool {
+    pub fn will_have_room(&self, sizes: &[usize]) -> bool {
         if self.retired.is_empty() {
-            return self.free.longest() >= words;
+            return self.free.holds(sizes);
         }
         let mut free = self.free.clone();
-        self.retired
-            .iter()
-            .for_each(|retired| free.give(retired.range));
-        free.longest() >= words
+        let retired = self.retired.iter().flat_map(|retired| &retired.ranges);
+        retired.for_each(|&range| free.give(range));
+        free.holds(sizes)
     }
 
     /// Whether tables of that many words may be there besides those that are: some room is left for
@@ -181,19 +190,19 @@ impl Store {
 
     /// Places the tables of a binary; false when they find no room.
     pub fn place(&mut self, binary: BinaryId, tables: Vec<Table>, now_mono_ns: u64) -> bool {
-        let words: usize = tables.iter().map(|table| table.words.len()).sum();
+        let sizes: Vec<_> = tables.iter().map(|table| table.words.len()).collect();
         self.release_retired(now_mono_ns);
-        let Some(range) = self.free.take(words) else {
+        let Some(ranges) = self.free.take_all(&sizes) else {
             return false;
         };
         let mut placed = Binary {
             tables: Vec::with_capacity(tables.len()),
-            range,
+            ranges: Vec::new(),
             wide: Vec::new(),
             used_mono_ns: now_mono_ns,
         };
-        let mut start = range.start;
-        for table in tables {
+        for (table, Range { start, .. }) in tables.into_iter().zip(&ranges) {
+            let start = *start;
             placed.tables.push(Placed {
                 start: table.pages_start,
                 pages: start,
@@ -207,11 +216,10 @@ impl Store {
             self.left_out += wide.iter().filter(|place| place.is_none()).count() as u64;
             let words = table.place(start, |at| WideRules::rule(*wide.get(at as usize)?));
             placed.wide.extend(wide.into_iter().flatten());
-            let len = words.len() as u32;
             self.updates.push(Update::Words(start, words));
-            start += len;
         }
-        self.table_words += range.len as usize;
+        placed.ranges = ranges;
+        self.table_words += placed.words();
         if let Some(old) = self.binaries.insert(binary, placed) {
             self.retire(old, now_mono_ns);
         }
@@ -255,17 +263,18 @@ impl Store {
         }
     }
 
-    /// Takes tables out of use until `words` fit, [`Self::will_have_room`] and
+    /// Takes tables out of use until parts of these lengths fit, [`Self::will_have_room`] and
     /// [`Self::may_hold_tables`] both: first those that no process has mapped, then those that no
     /// sample met for ten seconds, of each the least recently used first. Returns which; none when
     /// all that may go is not enough.
     pub fn evict(
         &mut self,
-        words: usize,
+        sizes: &[usize],
         is_mapped: impl Fn(BinaryId) -> bool,
         now_mono_ns: u64,
     ) -> Vec<BinaryId> {
-        let fits = |store: &Self| store.may_hold_tables(words) && store.will_have_room(words);
+        let words = sizes.iter().sum();
+        let fits = |store: &Self| store.may_hold_tables(words) && store.will_have_room(sizes);
         let mut evicted = Vec::new();
         if !self.could_hold(words, &is_mapped, now_mono_ns) {
             return evicted;
@@ -297,12 +306,9 @@ impl Store {
     ) -> bool {
         let evictable: usize = self
             .evictable(&is_mapped, now_mono_ns)
-            .map(|(_, binary)| binary.range.len as usize)
+            .map(|(_, binary)| binary.words())
             .sum();
-        let retired = self
-            .retired
-            .iter()
-            .map(|retired| retired.range.len as usize);
+        let retired = self.retired.iter().map(|retired| words_of(&retired.ranges));
         let free = self.free.words() + retired.sum::<usize>() + evictable;
         free >= words && self.may_hold_tables(words.saturating_sub(evictable))
     }
@@ -317,15 +323,15 @@ impl Store {
             .map(|(&id, binary)| (id, binary))
             .filter(move |&(id, binary)| {
                 let idle_ns = now_mono_ns.saturating_sub(binary.used_mono_ns);
-                binary.range.len > 0 && (idle_ns >= IDLE_NS || !is_mapped(id))
+                binary.words() > 0 && (idle_ns >= IDLE_NS || !is_mapped(id))
             })
     }
 
     fn retire(&mut self, binary: Binary, now_mono_ns: u64) {
-        self.table_words -= binary.range.len as usize;
+        self.table_words -= binary.words();
         self.retired.push_back(Retired {
             since_mono_ns: now_mono_ns,
-            range: binary.range,
+            ranges: binary.ranges,
             wide: binary.wide,
         });
     }
@@ -333,7 +339,7 @@ impl Store {
     fn retire_range(&mut self, range: Range, now_mono_ns: u64) {
         self.retired.push_back(Retired {
             since_mono_ns: now_mono_ns,
-            range,
+            ranges: vec![range],
             wide: Vec::new(),
         });
     }
@@ -341,9 +347,9 @@ impl Store {
     fn release_retired(&mut self, now_mono_ns: u64) {
         while let Some(retired) = self.retired.front()
             && now_mono_ns.saturating_sub(retired.since_mono_ns) > RETIRED_NS
-            && let Some(Retired { range, wide, .. }) = self.retired.pop_front()
+            && let Some(Retired { ranges, wide, .. }) = self.retired.pop_front()
         {
-            self.free.give(range);
+            ranges.into_iter().for_each(|range| self.free.give(range));
             wide.into_iter().for_each(|index| self.wide.drop_use(index));
         }
     }

@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 
-use hotspan_abi::unwind::{PAGE_BYTES, Rule, WideRule, row, row_addr, row_rule};
+use hotspan_abi::unwind::{MAX_TABLE_WORDS, PAGE_BYTES, Rule, WideRule, row, row_addr, row_rule};
 
 use super::{Rows, TableRule};
 
 /// Code that has no rule needs no table, nor does code that follows frame pointers: that is what is
 /// done without one. So much of it in one piece is left out: its page index would take 16 KiB.
 const MIN_LEFT_OUT_BYTES: u64 = 1 << 20;
-/// Pages of one table: 4 GiB of text, more than relative calls can cross.
-const MAX_PAGES: u64 = 1 << 24;
+/// Text of a segment that is taken for code: 4 GiB, more than relative calls can cross.
+const MAX_TEXT_BYTES: u64 = 1 << 32;
+/// Pages of one table.
+const MAX_PAGES: u64 = MAX_TABLE_WORDS as u64;
 
 /// The table of one piece of text, before it has a place among the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Table {
                 rule.kind() == Rule::WIDE && (rule.wide_index() as usize) < self.wide.len()
             })
         };
-        u32::try_from(words).is_ok()
+        words <= MAX_TABLE_WORDS
             && u64::from(self.page_count) <= MAX_PAGES
             && index
                 .iter()
@@ -94,10 +96,54 @@ impl Table {
     }
 }
 
-/// The pieces of an executable segment that need a table, ascending. What lies between them is
+/// The pieces of an executable segment that need a table each, ascending. What lies between them is
 /// mapped without one.
 #[must_use]
 pub fn pieces(rows: &Rows, text: Range<u64>) -> Vec<Range<u64>> {
+    let described = described(rows, text).into_iter();
+    described.flat_map(|piece| cut(rows, piece)).collect()
+}
+
+/// Cuts a piece between pages, so that no table is longer than [`MAX_TABLE_WORDS`]; a piece that cannot
+/// be code has none.
+fn cut(rows: &Rows, piece: Range<u64>) -> Vec<Range<u64>> {
+    if piece.end - piece.start > MAX_TEXT_BYTES {
+        return Vec::new();
+    }
+    let mut cuts = Vec::new();
+    let mut start = piece.start;
+    while start < piece.end {
+        let first_page = start & !(PAGE_BYTES - 1);
+        let end_of = |pages: u64| {
+            let bytes = pages.saturating_mul(PAGE_BYTES);
+            first_page.saturating_add(bytes).min(piece.end)
+        };
+        // A page has as many rows as bytes at most, so one always fits.
+        let (mut fits, mut too_many) = (1, (piece.end - first_page).div_ceil(PAGE_BYTES) + 1);
+        while fits + 1 < too_many {
+            let middle = fits.midpoint(too_many);
+            if words_of(rows, start..end_of(middle)) <= MAX_TABLE_WORDS as u64 {
+                fits = middle;
+            } else {
+                too_many = middle;
+            }
+        }
+        cuts.push(start..end_of(fits));
+        start = end_of(fits);
+    }
+    cuts
+}
+
+/// Words of the table for a piece of text.
+fn words_of(rows: &Rows, text: Range<u64>) -> u64 {
+    let pages_start = text.start & !(PAGE_BYTES - 1);
+    let pages = (text.end - pages_start).div_ceil(PAGE_BYTES);
+    let first = rows.rows.partition_point(|row| row.0 <= pages_start);
+    let end = rows.rows.partition_point(|row| row.0 < text.end);
+    pages + 2 + end.saturating_sub(first) as u64
+}
+
+fn described(rows: &Rows, text: Range<u64>) -> Vec<Range<u64>> {
     let mut pieces = Vec::new();
     let mut start = text.start;
     let first = rows.rows.partition_point(|row| row.0 <= text.start);
@@ -122,7 +168,7 @@ pub fn pieces(rows: &Rows, text: Range<u64>) -> Vec<Range<u64>> {
     pieces
 }
 
-/// Makes the table for a piece of text; `None` for an empty one, and for one of more than 4 GiB.
+/// Makes the table for a piece of text; `None` for an empty one, and for one that had to be cut.
 #[must_use]
 pub fn build(rows: &Rows, text: Range<u64>) -> Option<Table> {
     let pages_start = text.start & !(PAGE_BYTES - 1);
@@ -264,9 +310,32 @@ mod tests {
     }
 
     #[test]
+    fn long_tables_are_cut_between_pages() {
+        let all: Vec<_> = (0..3 * MAX_TABLE_WORDS as u64)
+            .map(|at| (0x180 + at * 2, TableRule::Short(Rule(at as u32 % 7))))
+            .collect();
+        let rows = rows(&all);
+        let text = 0x180..0x180 + 6 * MAX_TABLE_WORDS as u64;
+        let pieces = pieces(&rows, text.clone());
+        assert_eq!(pieces.len(), 4);
+        assert_eq!((pieces[0].start, pieces[3].end), (text.start, text.end));
+        for (index, piece) in pieces.iter().enumerate() {
+            let table = build(&rows, piece.clone()).unwrap();
+            let words = table.words.len();
+            assert_eq!(words as u64, words_of(&rows, piece.clone()));
+            assert!(words <= MAX_TABLE_WORDS && (index == 3 || words > MAX_TABLE_WORDS - 200));
+            for addr in [piece.start, piece.start + 1, piece.end - 1] {
+                assert_eq!(table.lookup(addr), rows.lookup(addr), "{addr:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn huge_claims_have_no_table() {
         let rows = rows(&[(0, SP_8)]);
         assert_eq!(build(&rows, 0..u64::MAX), None);
+        assert!(pieces(&rows, 0..u64::MAX).is_empty());
+        assert_eq!(pieces(&rows, 0..MAX_TEXT_BYTES).len(), 257);
         assert_eq!(build(&rows, 0..0), None);
         assert_eq!(build(&Rows::default(), 0..16).unwrap().row_count(), 1);
     }

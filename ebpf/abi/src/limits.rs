@@ -13,7 +13,7 @@ pub const MAX_USER_FRAMES: usize = FRAME_SLOTS - MAX_KERNEL_FRAMES;
 
 /// Frames unwound by one call of the BPF global function. Few calls cost less than many, but what one
 /// does is verified along every path: eight would take a quarter of a million steps.
-pub const FRAMES_PER_CALL: usize = 4;
+pub const FRAMES_PER_CALL: usize = 8;
 
 /// Calls needed for a stack of full depth.
 pub const UNWIND_CALLS: usize = MAX_USER_FRAMES / FRAMES_PER_CALL;

@@ -21,6 +21,13 @@ pub const TARGET_AT_EXEC: u32 = 4;
 /// Its children get [`TARGET_AT_EXEC`]: the recorder itself.
 pub const TARGET_LAUNCHER: u32 = 8;
 
+/// Entry of the map of generations that the agent raises when it has changed a target or the mappings of
+/// a process. The programs remember what they know of the process that each CPU sampled last, and
+/// forget it when the sum of both entries grows.
+pub const GENERATION_OF_AGENT: u32 = 0;
+/// The entry that the programs raise.
+pub const GENERATION_OF_KERNEL: u32 = 1;
+
 /// Offsets of kernel structure members, from the running kernel's BTF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -1,7 +1,8 @@
 //! Unwind tables: how they are laid out in memory that the agent writes and the programs read.
 //!
 //! All tables live in one space of 32-bit words, made of segments of [`SEGMENT_WORDS`] that exist
-//! as they are needed; an index into it crosses segments freely. Three things lie there:
+//! as they are needed. What is searched together lies in one segment: the rows and pages of a table,
+//! and the mappings of a process. Three things lie there:
 //!
 //! - **Rows** of a binary, by address. A row says how to unwind from its address up to the next
 //!   row's: eight bits of address, the low byte, and a [`Rule`] of 24 bits.
@@ -20,6 +21,10 @@ pub const PAGE_BYTES: u64 = 256;
 pub const SEGMENT_WORDS: usize = 1 << 18;
 const _: () = assert!(SEGMENT_WORDS.is_power_of_two());
 
+/// Words of one table at most; a binary with more has several. A part of a segment, so that the ends of
+/// segments are not wasted.
+pub const MAX_TABLE_WORDS: usize = SEGMENT_WORDS / 4;
+
 /// Segments that there can be at most: 256 MiB of tables.
 pub const MAX_SEGMENTS: usize = 256;
 
@@ -33,9 +38,10 @@ pub const MAX_PROCESSES: usize = 16384;
 /// Mappings of one process. A power of two: the search halves.
 pub const MAX_MAPPINGS: usize = 4096;
 const _: () = assert!(MAX_MAPPINGS.is_power_of_two());
+const _: () = assert!(MAX_MAPPINGS * MAPPING_WORDS as usize <= SEGMENT_WORDS);
 
 /// Steps of the search in one page: no page has more than 256 rows, one for each byte.
-pub const ROW_SEARCH_STEPS: usize = 9;
+pub const ROW_SEARCH_STEPS: u64 = 9;
 
 /// An unwind rule of 24 bits.
 ///

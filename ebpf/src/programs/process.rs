@@ -12,7 +12,7 @@ use hotspan_abi::{
 
 use super::target::{is_target, target_flags};
 use crate::{
-    kernel_calls::{count, current_pid_tid, now_mono_ns, read_kernel, send},
+    kernel_calls::{count, current_pid_tid, next_generation, now_mono_ns, read_kernel, send},
     maps::{PROCESSES, TARGET_MODE, TARGETS, offset_of},
 };
 
@@ -32,6 +32,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if let Some(process) = unsafe { PROCESSES.get(parent_pid) } {
         let process = *process;
         let _ = PROCESSES.insert(child_pid, process, 0);
+        next_generation();
     }
     let flags = target_flags(parent_pid);
     let inherited = if flags & TARGET_LAUNCHER != 0 {
@@ -42,6 +43,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         if TARGET_MODE.load() == TargetMode::Pids as u32 {
             // The pid may have been a target's before.
             let _ = TARGETS.remove(child_pid);
+            next_generation();
         }
         return 0;
     };
@@ -53,6 +55,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
             "process {} follows its parent {}", child_pid, parent_pid
         );
     }
+    next_generation();
     0
 }
 
@@ -70,6 +73,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         debug!(&ctx, "command started as process {}", pid);
     }
     let _ = PROCESSES.remove(pid);
+    next_generation();
     report(RecordKind::Exec, task, pid, tid, false);
     0
 }
@@ -79,7 +83,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let (pid, tid) = current_pid_tid();
-    let is_followed = TARGET_MODE.load() != TargetMode::All as u32 && is_target(pid);
+    let is_followed = TARGET_MODE.load() != TargetMode::All as u32 && is_target(target_flags(pid));
     // The count of live threads is taken down before this tracepoint: zero means the last one.
     let is_last = read_kernel::<u64>(task + offset_of!(task_signal))
         .and_then(|signal| read_kernel::<i32>(signal + offset_of!(signal_live)))
@@ -90,6 +94,7 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     if is_last {
         // It stays a target: taking its memory down is its work too. The agent removes it later.
         let _ = PROCESSES.remove(pid);
+        next_generation();
     }
     0
 }

@@ -24,15 +24,19 @@ use crate::{
 #[perf_event]
 pub fn sample(ctx: PerfEventContext) -> u32 {
     let (pid, tid) = current_pid_tid();
-    if pid == 0 || !is_target(pid) {
+    if pid == 0 {
         return 0;
     }
-    count(Counter::SamplesTaken);
     let slot = Slot::sampler();
     let Some(scratch) = slot.scratch() else {
         count(Counter::NoScratch);
         return 0;
     };
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    if !is_target(unsafe { user_stack::enter(&mut *scratch, pid) }) {
+        return 0;
+    }
+    count(Counter::SamplesTaken);
     let sample = SampleHeader {
         header: RecordHeader {
             kind: RecordKind::Sample as u32,
@@ -50,7 +54,7 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
     unsafe { current_comm(&raw mut (*scratch).record.sample.comm) };
     // SAFETY: the slot is ours, and the reference ends with the call.
     let stop = match unsafe { user_registers(&ctx, &mut *scratch) } {
-        Ok(registers) => user_stack::walk(slot, registers, pid),
+        Ok(registers) => user_stack::walk(slot, registers),
         Err(stop) => stop,
     };
     // SAFETY: the slot is ours, and the reference ends with the call.

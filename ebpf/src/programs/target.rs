@@ -10,14 +10,14 @@ use crate::{
     maps::{TARGET_CGROUP, TARGET_MODE, TARGETS, offset_of},
 };
 
-/// Whether the running task of process `pid` is to be sampled.
+/// Whether the running task of a process with these flags is to be sampled.
 #[inline(always)]
-pub fn is_target(pid: u32) -> bool {
+pub fn is_target(flags: u32) -> bool {
     let mode = TARGET_MODE.load();
     if mode == TargetMode::All as u32 {
         true
     } else if mode == TargetMode::Pids as u32 {
-        target_flags(pid) & TARGET_SAMPLE != 0
+        flags & TARGET_SAMPLE != 0
     } else {
         is_in_cgroup(TARGET_CGROUP.load())
     }

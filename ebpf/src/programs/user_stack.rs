@@ -14,10 +14,10 @@ use hotspan_abi::{
 };
 use hotspan_ebpf::unwind::{LOST, Registers, Step};
 
-use super::registers::is_in_exec;
+use super::{registers::is_in_exec, target::target_flags};
 use crate::{
-    kernel_calls::{MapTables, UserMemory, count, cpu, has_room, send},
-    maps::{PROCESSES, SCRATCH, Scratch},
+    kernel_calls::{MapTables, UserMemory, count, cpu, generation, has_room, send},
+    maps::{PROCESSES, SCRATCH, Scratch, Seen},
 };
 
 /// Working memory of a kind of program on this CPU, as an index into [`SCRATCH`].
@@ -40,16 +40,36 @@ impl Slot {
     }
 }
 
-/// Adds the user frames to the sample of the slot, from the one with these registers on.
+/// Gets ready for stacks of a process, and returns its `TARGET_*` flags. What was known of the process
+/// that this CPU sampled last is still known, unless anything changed: look-ups in hash tables are a good
+/// part of what a sample takes when caches are cold.
 #[inline(always)]
-pub fn walk(slot: Slot, registers: Registers, pid: u32) -> StopReason {
-    let Some(scratch) = slot.scratch() else {
-        return StopReason::NoRegisters;
+pub fn enter(scratch: &mut Scratch, pid: u32) -> u32 {
+    let generation = generation();
+    let seen = &scratch.seen;
+    if seen.generation == generation && seen.pid == pid {
+        return seen.flags;
+    }
+    let flags = target_flags(pid);
+    scratch.seen = Seen {
+        generation,
+        pid,
+        flags,
     };
     // SAFETY: a value that is changed meanwhile is read before or after the change.
     let process = unsafe { PROCESSES.get(pid) }.copied().unwrap_or_default();
+    scratch.unwinder.enter(process);
+    flags
+}
+
+/// Adds the user frames to the sample of the slot, from the one with these registers on.
+#[inline(always)]
+pub fn walk(slot: Slot, registers: Registers) -> StopReason {
+    let Some(scratch) = slot.scratch() else {
+        return StopReason::NoRegisters;
+    };
     // SAFETY: the slot is ours, and the reference ends with the call.
-    unsafe { (*scratch).unwinder.start(registers, process) };
+    unsafe { (*scratch).unwinder.start(registers) };
     let stop = walk_frames(slot);
     // SAFETY: the slot is ours, and the reference ends with the call.
     unsafe { review(&mut *scratch, registers, stop) }

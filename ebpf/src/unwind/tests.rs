@@ -61,8 +61,10 @@ struct HostTables {
 }
 
 impl Tables for HostTables {
-    fn word(&self, index: u32) -> u32 {
-        self.words.get(index as usize).copied().unwrap_or(0)
+    type Words<'a> = &'a [u32];
+
+    fn segment(&self, _: u32) -> Option<&[u32]> {
+        Some(&self.words)
     }
     fn wide(&self, index: u32) -> Option<WideRule> {
         self.wide.get(index as usize).copied()
@@ -114,7 +116,8 @@ fn walk<A: Arch>(
     process: ProcessTable,
 ) -> (Vec<u64>, StopReason) {
     let mut unwinder = Unwinder::EMPTY;
-    unwinder.start(registers, process);
+    unwinder.enter(process);
+    unwinder.start(registers);
     let mut ips = Vec::new();
     for _ in 0..10_000 {
         let is_known = unwinder.is_in_mapping() || unwinder.find_mapping(tables);
@@ -208,7 +211,8 @@ fn doubt_is_of_the_first_frame_without_a_table() {
             ip,
             ..Registers::default()
         };
-        unwinder.start(registers, process);
+        unwinder.enter(process);
+        unwinder.start(registers);
         if unwinder.find_mapping(&tables) {
             unwinder.mapping.page_count *= u32::from(has_table);
             unwinder.find_rule(&tables);
@@ -259,12 +263,16 @@ fn each_row_holds_up_to_the_next_across_pages() {
         pages: 8,
         page_count: 5,
     };
+    let mut search = Unwinder::EMPTY.search;
     for offset in 0..0x500 {
         let wanted = rows.iter().rev().find(|&&(start, _)| start <= offset);
-        let found = find_row(&mapping, TEXT + offset, &tables);
+        let found = find_row(&mapping, TEXT + offset, &mut search, &tables);
         assert_eq!(found, wanted.unwrap().1, "{offset:#x}");
     }
-    assert_eq!(find_row(&mapping, TEXT + 0x500, &tables), Rule::NONE);
+    assert_eq!(
+        find_row(&mapping, TEXT + 0x500, &mut search, &tables),
+        Rule::NONE
+    );
     assert_eq!(process.count, 1);
 }
 

@@ -55,6 +55,12 @@ pub trait Maps {
     /// # Errors
     /// When the kernel refuses.
     fn apply(&mut self, update: Update) -> Result<()>;
+
+    /// The changes so far are to be seen.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn publish(&mut self) -> Result<()>;
 }
 
 impl Maps for TableMaps {
@@ -70,6 +76,10 @@ impl Maps for TableMaps {
             Update::Forget(pid) => self.forget_process(pid),
         }
         Ok(())
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        self.next_generation()
     }
 }
 
@@ -102,7 +112,8 @@ struct Alike {
 /// Tables that wait for their place.
 struct Waiting {
     binary: BinaryId,
-    words: usize,
+    /// Words of each.
+    sizes: Vec<usize>,
     made: Made,
 }
 
@@ -236,11 +247,19 @@ impl TableLoader {
                 self.losses.full += u64::from(self.unlisted.insert(pid));
             }
         }
-        for update in self.store.take_updates() {
-            if let Err(error) = maps.apply(update) {
-                self.losses.full += 1;
-                tracing::debug!(reason = %error, "the kernel refused a part of the unwind tables");
-            }
+        let updates = self.store.take_updates();
+        if updates.is_empty() {
+            return;
+        }
+        let outcomes = updates.into_iter().map(|update| maps.apply(update));
+        let outcomes: Vec<_> = outcomes.collect();
+        for error in outcomes
+            .into_iter()
+            .chain([maps.publish()])
+            .filter_map(Result::err)
+        {
+            self.losses.full += 1;
+            tracing::debug!(reason = %error, "the kernel refused a part of the unwind tables");
         }
     }
 
@@ -287,7 +306,7 @@ impl TableLoader {
                 }
                 self.waiting.push(Waiting {
                     binary,
-                    words: made.tables.iter().map(|table| table.words.len()).sum(),
+                    sizes: made.tables.iter().map(|table| table.words.len()).collect(),
                     made,
                 });
             }
@@ -353,11 +372,12 @@ impl TableLoader {
         now_mono_ns: u64,
     ) {
         let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.sort_by_key(|waiting| waiting.words);
+        let words_of = |waiting: &Waiting| waiting.sizes.iter().sum::<usize>();
+        waiting.sort_by_key(words_of);
         let mut held = 0;
         for tables in waiting {
-            let Waiting { binary, words, .. } = tables;
-            match self.make_room(words, true, binaries, maps, stale, now_mono_ns) {
+            let (binary, words) = (tables.binary, words_of(&tables));
+            match self.make_room(&tables.sizes, true, binaries, maps, stale, now_mono_ns) {
                 Room::Now => {
                     self.place(tables, binaries, now_mono_ns);
                     stale.extend(self.users.of(binary));
@@ -393,15 +413,15 @@ impl TableLoader {
     /// Finds room, by more segments or by taking what is of least use out of use.
     fn make_room(
         &mut self,
-        words: usize,
+        sizes: &[usize],
         is_table: bool,
         binaries: &Binaries,
         maps: &mut impl Maps,
         stale: &mut FxHashSet<u32>,
         now_mono_ns: u64,
     ) -> Room {
-        let is_allowed = !is_table || self.store.may_hold_tables(words);
-        while is_allowed && !self.store.has_room(words, now_mono_ns) && self.store.may_grow() {
+        let is_allowed = !is_table || self.store.may_hold_tables(sizes.iter().sum());
+        while is_allowed && !self.store.has_room(sizes, now_mono_ns) && self.store.may_grow() {
             match maps.grow(self.store.segments() + 1) {
                 Ok(()) => self.store.grow(),
                 Err(error) => {
@@ -410,10 +430,10 @@ impl TableLoader {
                 }
             }
         }
-        if is_allowed && self.store.has_room(words, now_mono_ns) {
+        if is_allowed && self.store.has_room(sizes, now_mono_ns) {
             return Room::Now;
         }
-        if is_allowed && self.store.will_have_room(words) {
+        if is_allowed && self.store.will_have_room(sizes) {
             return Room::Soon;
         }
         let Self {
@@ -423,7 +443,7 @@ impl TableLoader {
             ..
         } = self;
         let is_mapped = |owner| is_mapped(users, sharers, owner);
-        let evicted = store.evict(words, is_mapped, now_mono_ns);
+        let evicted = store.evict(sizes, is_mapped, now_mono_ns);
         if evicted.is_empty() {
             return Room::None;
         }
@@ -528,7 +548,7 @@ impl TableLoader {
         let mappings = processes.mappings(pid).unwrap_or_default();
         let mappings = self.parts(mappings, binaries).parts;
         let words = mappings.len() * MAPPING_WORDS as usize;
-        match self.make_room(words, false, binaries, maps, stale, now_mono_ns) {
+        match self.make_room(&[words], false, binaries, maps, stale, now_mono_ns) {
             Room::Now => self.store.set_process(pid, &mappings, now_mono_ns),
             Room::Soon | Room::None => {
                 // What was there may be wrong by now, and without it frame pointers are followed.

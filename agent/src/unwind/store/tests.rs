@@ -122,7 +122,7 @@ fn space_of_ended_processes_is_used_again_after_a_while() {
         store.forget_process(pid, now);
     }
     store.release_retired(u64::MAX);
-    assert_eq!(store.free.longest(), SEGMENT_WORDS);
+    assert!(store.free.holds(&[SEGMENT_WORDS]));
     assert!(store.processes.is_empty());
 }
 
@@ -135,9 +135,9 @@ fn space_of_evicted_tables_is_used_again_after_a_while() {
         "the page index has no room"
     );
     let words = table(SEGMENT_WORDS / 2, Vec::new()).words.len();
-    assert_eq!(store.evict(words, |_| false, NOW), ids(&[0]));
+    assert_eq!(store.evict(&[words], |_| false, NOW), ids(&[0]));
     assert!(store.tables_of(BinaryId(0)).is_none());
-    assert!(store.will_have_room(words));
+    assert!(store.will_have_room(&[words]));
     assert!(!place(&mut store, 2, &[1], NOW + RETIRED_NS));
     assert!(place(&mut store, 2, &[1], LATER));
 }
@@ -167,9 +167,9 @@ fn least_recently_used_tables_go_first() {
         (13, 0),
         (14, 7),
     ] {
-        assert_eq!(store.evict(words, |_| false, now), ids(&[evicted]));
+        assert_eq!(store.evict(&[words], |_| false, now), ids(&[evicted]));
         // Enough is enough.
-        assert_eq!(store.evict(words, |_| false, now), []);
+        assert_eq!(store.evict(&[words], |_| false, now), []);
         now += RETIRED_NS + 1;
         assert!(place(&mut store, 8, &[new], now));
     }
@@ -188,11 +188,11 @@ fn mapped_tables_go_last_and_only_when_no_sample_met_them() {
     assert!(store.could_hold(most, is_mapped, now));
     assert!(!store.could_hold(most + 1, is_mapped, now));
     assert!(store.could_hold(most + 1, is_mapped, now + 1));
-    assert_eq!(store.evict(most + 1, is_mapped, now), []);
-    assert_eq!(store.evict(words, is_mapped, now), ids(&[5]));
+    assert_eq!(store.evict(&[most + 1], is_mapped, now), []);
+    assert_eq!(store.evict(&[words], is_mapped, now), ids(&[5]));
     let now = now + RETIRED_NS + 1;
     assert!(place(&mut store, 8, &[7], now));
-    assert_eq!(store.evict(words, is_mapped, now), ids(&[1]));
+    assert_eq!(store.evict(&[words], is_mapped, now), ids(&[1]));
 }
 
 #[test]
@@ -208,13 +208,14 @@ fn some_room_is_left_for_mappings() {
 #[test]
 fn store_grows_up_to_its_bound() {
     let mut store = Store::new(3 << 20);
-    assert!(!store.has_room(1, NOW));
+    assert!(!store.has_room(&[1], NOW));
     while store.may_grow() {
         store.grow();
     }
     assert_eq!(store.segments(), 3);
-    // Segments are crossed freely.
-    assert!(store.has_room(3 * SEGMENT_WORDS, NOW));
+    // No table crosses the end of a segment.
+    assert!(store.has_room(&[SEGMENT_WORDS; 3], NOW));
+    assert!(!store.has_room(&[SEGMENT_WORDS + 1], NOW));
     let mut store = Store::new(3 << 20);
     store.grow();
     store.stop_growing();
