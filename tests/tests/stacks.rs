@@ -93,6 +93,38 @@ fn unwind_information_for_debuggers() -> Result<()> {
     check_shares(&c("shares", &[&flags[..], &["-gz=zlib"]].concat())?, START)
 }
 
+#[test]
+fn code_without_unwind_information() -> Result<()> {
+    const NO_TABLES: [&str; 4] = [
+        "-O2",
+        "-g0",
+        "-fno-asynchronous-unwind-tables",
+        "-fno-unwind-tables",
+    ];
+    // Functions that call none have a frame only when they are asked to.
+    let frame_pointers = ["-fno-omit-frame-pointer", "-DWITH_FRAME_POINTERS"];
+    check_shares(
+        &c("shares", &[&NO_TABLES[..], &frame_pointers].concat())?,
+        START,
+    )?;
+
+    let stacks = record(&c("shares", &NO_TABLES)?, &[])?.stacks;
+    // Its instructions are read; where they do not tell, the stack says that it is cut.
+    let is_honest = |stack: &[String]| ["_start", "[no unwind table]"].contains(&&*stack[1]);
+    let others = stacks.filter(|stack| !is_honest(stack));
+    ensure!(
+        1000 * others.total() <= stacks.total(),
+        "{} of {} stacks begin elsewhere:{}",
+        others.total(),
+        stacks.total(),
+        others.commonest()
+    );
+    let leaves = stacks.leaves();
+    let known = leaves.with("heavy") + leaves.with("light");
+    ensure!(100 * known > 99 * stacks.total(), "{}", leaves.commonest());
+    Ok(())
+}
+
 fn musl(product: &str, flags: &[&str]) -> Result<PathBuf> {
     Recipe {
         compiler: "musl-gcc",
@@ -227,6 +259,20 @@ fn stubs_of_the_procedure_linkage_table() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[test]
+fn lazy_binding() -> Result<()> {
+    let flags = ["-DRESOLVE", "-fno-pie", "-no-pie", "-Wl,-z,lazy,-z,norelro"];
+    let stacks = linkage("plt_resolve", &flags)?;
+    let paths = format!(
+        "{START} > call_many > {CHEAP} | {STUBS} | _dl_runtime_resolve…
+        _dl_runtime_resolve… > _dl_fixup > *
+        {CLOCK}"
+    );
+    // In the first instructions of what it calls, the register by which the frame of
+    // `_dl_runtime_resolve` is known is not saved yet: there the stack is cut.
+    Chains::parse(&paths)?.check(&stacks, stacks.total() / 200, &["_dl_runtime_resolve…"])
 }
 
 #[test]
