@@ -385,7 +385,7 @@ impl Recording {
             }
         }
         if let Some(stack) = self.early.take_stack(sample) {
-            let mappings = self.table.copy_mappings(header.pid);
+            let mappings = self.table.keep_mappings(header.pid);
             return self.early.push(sample, process, mappings, stack);
         }
         let Self {

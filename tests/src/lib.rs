@@ -9,6 +9,7 @@ pub mod browser;
 pub mod chains;
 pub mod collector;
 pub mod formats;
+pub mod hostile;
 pub mod node_exporter;
 pub mod otlp_json;
 pub mod perf;

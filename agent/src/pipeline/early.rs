@@ -3,7 +3,7 @@
 //! In: a sample, the copy of its stack that the kernel side sent along, and where the process had its
 //! mappings then. Out, once the tables are there: the sample with the stack it really had.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use hotspan_abi::records::{SampleHeader, StopReason};
 use rustc_hash::FxHashMap;
@@ -36,7 +36,7 @@ pub struct EarlySample {
     /// Why the user part ends.
     pub stop: StopReason,
     /// The mappings of the process when the sample was taken.
-    pub mappings: Mappings,
+    pub mappings: Arc<Mappings>,
     stack: StackCopy,
 }
 
@@ -71,7 +71,7 @@ impl EarlySamples {
         &mut self,
         sample: &Sample<'_>,
         process: ProcessId,
-        mappings: Mappings,
+        mappings: Arc<Mappings>,
         stack: StackCopy,
     ) {
         self.waiting.push_back(EarlySample {

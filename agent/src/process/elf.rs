@@ -136,47 +136,6 @@ impl ElfFacts {
     }
 }
 
-/// Bytes of symbol tables that a file claims to have, by its section headers. Reading names takes as
-/// much memory, so absurd claims are refused before that.
-#[must_use]
-pub fn symbol_bytes(file: &File) -> u64 {
-    use object::read::elf::SectionHeader;
-
-    /// More sections than compilers make with a section for every function of a large program.
-    const MAX_SECTION_BYTES: usize = 16 << 20;
-    let mut head = [0; size_of::<FileHeader64<Endianness>>()];
-    let Ok(len) = read_up_to(file, &mut head, 0) else {
-        return 0;
-    };
-    let Ok(header) = FileHeader64::<Endianness>::parse(&head[..len]) else {
-        return 0;
-    };
-    let Ok(endian) = header.endian() else {
-        return 0;
-    };
-    let count = usize::from(header.e_shnum.get(endian));
-    let each = size_of::<object::elf::SectionHeader64<Endianness>>();
-    let mut bytes = vec![0; (count * each).min(MAX_SECTION_BYTES)];
-    let Ok(len) = read_up_to(file, &mut bytes, header.e_shoff.get(endian)) else {
-        return 0;
-    };
-    let Ok((sections, _)) = object::pod::slice_from_bytes::<object::elf::SectionHeader64<Endianness>>(
-        &bytes[..len],
-        len / each,
-    ) else {
-        return 0;
-    };
-    sections
-        .iter()
-        .filter(|section| {
-            let kind = section.sh_type(endian);
-            kind == object::elf::SHT_SYMTAB || kind == object::elf::SHT_DYNSYM
-        })
-        .fold(0, |sum: u64, section| {
-            sum.saturating_add(section.sh_size(endian))
-        })
-}
-
 /// `process.executable.build_id.htlhash` (OpenTelemetry, profiles, mappings): the first 16 bytes of
 /// the SHA-256 of the first 4096 bytes, the last 4096 bytes and the length, big-endian.
 ///

@@ -55,7 +55,8 @@ pub enum Found {
 #[derive(Clone, Default)]
 struct Running {
     identity: Identity,
-    mappings: Mappings,
+    /// Shared with samples that wait for tables.
+    mappings: Arc<Mappings>,
     sampled: Option<ProcessId>,
     has_exited: bool,
     /// When `/proc/PID/maps` was last read: not more than once a second.
@@ -159,7 +160,7 @@ impl ProcessTable {
                 }
                 if let Some(process) = self.tracked(pid) {
                     if is_exec {
-                        process.mappings = Mappings::default();
+                        process.mappings = Arc::default();
                         process.unmapped = Vec::new();
                         process.sampled = None;
                         process.identity.exe = None;
@@ -246,9 +247,9 @@ impl ProcessTable {
 
     /// The executable mappings of a process as they are now, to be kept.
     #[must_use]
-    pub fn copy_mappings(&self, pid: u32) -> Mappings {
+    pub fn keep_mappings(&self, pid: u32) -> Arc<Mappings> {
         let process = self.running.get(&pid);
-        process.map_or_else(Mappings::default, |process| process.mappings.clone())
+        process.map_or_else(Arc::default, |process| process.mappings.clone())
     }
 
     /// Forgets the processes that have ended; what was sampled of them stays.
@@ -410,7 +411,7 @@ impl Running {
             file_offset,
             ..
         } = *mapped;
-        self.mappings.insert(Mapping {
+        Arc::make_mut(&mut self.mappings).insert(Mapping {
             start,
             end,
             file_offset,

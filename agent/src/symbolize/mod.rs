@@ -4,6 +4,7 @@
 //! Late, once for each distinct frame: [`profile`] looks the names up and puts a
 //! [`crate::model::Profile`] together. It does not unwind, and it does not count.
 
+mod bounds;
 mod demangle;
 mod go_symbols;
 mod kallsyms;

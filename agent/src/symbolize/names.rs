@@ -1,6 +1,7 @@
 //! Names of addresses in files: through blazesym, and of Go code from its own table.
 
 use std::{
+    cell::Cell,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -8,17 +9,15 @@ use std::{
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 
 use super::{
+    bounds::readable,
     demangle::{Language, demangle},
     go_symbols,
     linkage::{self, Stub},
 };
 use crate::{
     model::{FrameKind, Line},
-    process::{KnownBinary, survive_cut_files, symbol_bytes},
+    process::{KnownBinary, survive_cut_files},
 };
-
-/// Symbol tables of more bytes are not read: ten million symbols, more than any program has.
-const MAX_SYMBOL_BYTES: u64 = 256 << 20;
 
 /// An address's functions, innermost first, and the language they are in.
 pub struct Named {
@@ -32,6 +31,7 @@ pub struct Named {
 pub struct FileNames {
     symbolizer: Symbolizer,
     with_lines: bool,
+    refused: Cell<u64>,
 }
 
 impl FileNames {
@@ -49,18 +49,20 @@ impl FileNames {
         Self {
             symbolizer,
             with_lines,
+            refused: Cell::new(0),
         }
+    }
+
+    /// How many files have symbols or debugging information that would take too much memory.
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     /// Names of ELF addresses of one file, in their order; `None` for each that has none.
     pub fn find(&self, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
-        let (Some(file), Some(path)) = (binary.file(), binary.open_path()) else {
+        let Some(path) = binary.open_path() else {
             return unnamed(addrs);
         };
-        if symbol_bytes(file) > MAX_SYMBOL_BYTES {
-            tracing::warn!(path = %binary.path, "its symbol tables are too large to be read");
-            return unnamed(addrs);
-        }
         let stubs = linkage::find(&path, addrs);
         let (_, functions): (Vec<_>, Vec<u64>) = stubs
             .iter()
@@ -90,11 +92,18 @@ impl FileNames {
             fill(&mut found, addrs, |rest| self.find_go(&path, rest));
         }
         fill(&mut found, addrs, |rest| {
-            self.find_in(path.clone(), binary, rest)
+            let readable = readable(&path, self.with_lines);
+            if !readable.symbols {
+                self.refused.set(self.refused.get() + 1);
+                return unnamed(rest);
+            }
+            self.find_in(path.clone(), readable.lines, binary, rest)
         });
-        // A stripped file may have its symbols installed beside it.
+        // A stripped file may have its symbols installed beside it. That file is the system's.
         if let Some(path) = separate_debug_file(&binary.facts.build_id) {
-            fill(&mut found, addrs, |rest| self.find_in(path, binary, rest));
+            fill(&mut found, addrs, |rest| {
+                self.find_in(path, self.with_lines, binary, rest)
+            });
         }
         // The linker can be told to leave Go's build id out.
         if !is_go {
@@ -107,9 +116,15 @@ impl FileNames {
         go_symbols::find(path, addrs, self.with_lines).unwrap_or_else(|| unnamed(addrs))
     }
 
-    fn find_in(&self, path: PathBuf, binary: &KnownBinary, addrs: &[u64]) -> Vec<Option<Named>> {
+    fn find_in(
+        &self,
+        path: PathBuf,
+        with_lines: bool,
+        binary: &KnownBinary,
+        addrs: &[u64],
+    ) -> Vec<Option<Named>> {
         let mut elf = source::Elf::new(path);
-        elf.debug_syms = self.with_lines;
+        elf.debug_syms = with_lines;
         match self
             .symbolizer
             .symbolize(&source::Source::Elf(elf), Input::VirtOffset(addrs))

@@ -131,6 +131,13 @@ impl<'a> Builder<'a> {
         for (binary, wanted) in by_file {
             self.name_file(&names, binary, &wanted, &mut frames);
         }
+        let refused = names.refused();
+        if refused > 0 {
+            tracing::warn!(
+                files = refused,
+                "symbols of some files would take too much memory, and are not read"
+            );
+        }
         if !kernel.is_empty() {
             self.name_kernel(&kernel, &mut frames);
         }

@@ -3,15 +3,14 @@
 //! Target processes control these files: each size is compared with a bound before anything is
 //! read or allocated, and with the file's own length by `object`.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, io::Read, ops::Range};
 
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian as GimliLittle, Pointer};
 use object::{
-    CompressedFileRange, CompressionFormat, LittleEndian,
+    LittleEndian,
     elf::{
-        ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X,
-        PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB,
-        STT_FUNC, SectionHeader64, Sym64,
+        ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE,
+        ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC, SectionHeader64, Sym64,
     },
     read::{
         ReadRef,
@@ -20,11 +19,12 @@ use object::{
 };
 
 use super::{Refused, arch::Arch};
+use crate::process::packed::unpacker;
 
 /// Section headers and program headers; a file with more is not one of a linker's.
 const MAX_HEADERS: u64 = 1 << 14;
 /// Bytes of one section of unwind information, decompressed: enough for a gigabyte of code.
-const MAX_SECTION_BYTES: u64 = 128 << 20;
+const MAX_SECTION_BYTES: u64 = 64 << 20;
 /// Bytes of a table of symbols: a million of them.
 const MAX_SYMBOLS_BYTES: u64 = 24 << 20;
 /// Bytes of a note segment, and of a link to a debug file.
@@ -268,17 +268,14 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         if uncompressed > MAX_SECTION_BYTES {
             return None;
         }
-        let range = CompressedFileRange {
-            format: match header.ch_type(LittleEndian) {
-                ELFCOMPRESS_ZLIB => CompressionFormat::Zlib,
-                ELFCOMPRESS_ZSTD => CompressionFormat::Zstandard,
-                _ => return None,
-            },
-            offset,
-            compressed_size: compressed,
-            uncompressed_size: uncompressed,
-        };
-        range.data(self.file).ok()?.decompress().ok()
+        let packed = self.file.read_bytes_at(offset, compressed).ok()?;
+        let mut bytes = Vec::new();
+        // What is longer than it claims is cut off: some bytes are as good as none of a broken file.
+        unpacker(header.ch_type(LittleEndian), packed)?
+            .take(uncompressed)
+            .read_to_end(&mut bytes)
+            .ok()?;
+        Some(bytes.into())
     }
 
     fn bases(&self) -> BaseAddresses {

@@ -46,7 +46,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("aya_obj",             &["capture"]),
     ("blazesym",            &["symbolize"]),
     ("clap",                &["cli"]),
-    ("flate2",              &["unwind", "export"]),
+    ("flate2",              &["process", "unwind", "export"]),
     ("hotspan_abi",         &["model", "capture", "decode", "unwind", "symbolize", "aggregate", "pipeline"]),
     ("hotspan_ebpf",        &["capture", "unwind"]),
     ("hotspan_proto",       &["export"]),
@@ -58,6 +58,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prost",               &["export"]),
     ("tonic",               &["export"]),
     ("tracing_subscriber",  &["telemetry", "cli"]),
+    ("xz2",                 &["symbolize"]),
+    ("zstd",                &["process"]),
 ];
 
 /// What starts something that runs beside us, or connects such things.
