@@ -4,6 +4,7 @@
 //! runs on one thread: the kernel buffers samples, and a tick ten times a second carries them on.
 
 mod early;
+pub mod syscalls;
 mod tables;
 
 use std::{

@@ -221,10 +221,20 @@ pub fn generation() -> u64 {
 #[inline(always)]
 pub fn next_generation() {
     if let Some(count) = GENERATIONS.get_ptr_mut(GENERATION_OF_KERNEL) {
-        // Rust has no atomic addition for processors without compare and swap, as BPF once was.
         // SAFETY: the entry is there.
-        unsafe {
-            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64, options(nostack))
-        };
+        unsafe { add_to(count, 1) };
     }
+}
+
+/// Adds to a number in memory that all CPUs share.
+///
+/// # Safety
+/// The number is in a map.
+#[inline(always)]
+pub unsafe fn add_to(number: *mut u64, more: u64) {
+    // Rust has no atomic addition for processors without compare and swap, as BPF once was.
+    // SAFETY: the caller vouches for the number.
+    unsafe {
+        asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) more, options(nostack))
+    };
 }

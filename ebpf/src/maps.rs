@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
 };
 use hotspan_abi::{
@@ -12,6 +12,7 @@ use hotspan_abi::{
     limits::{MAX_TARGETS, RING_BYTES},
     records::{SampleRecord, SnapshotRecord},
     settings::{Offsets, TargetMode},
+    syscalls::{ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, Row, RowKey, Thread},
     unwind::{MAX_PROCESSES, MAX_SEGMENTS, MAX_WIDE_RULES, ProcessTable, SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::unwind::Unwinder;
@@ -80,6 +81,31 @@ pub static WIDE_RULES: Array<WideRule, MAX_WIDE_RULES> = Array::new();
 /// Processes whose mappings are known: tgid to where they are.
 #[btf_map]
 pub static PROCESSES: HashMap<u32, ProcessTable, MAX_PROCESSES> = HashMap::new();
+
+/// Threads whose system calls are counted: tid to what is known. The maps of system calls have one entry
+/// when these are not counted.
+#[btf_map]
+pub static THREADS: HashMap<u32, Thread, MAX_THREADS> = HashMap::new();
+
+/// The row of each system call of each process.
+#[btf_map]
+pub static SYSCALL_ROW_OF: HashMap<RowKey, u32, MAX_ROWS> = HashMap::new();
+
+/// What the calls came to.
+#[btf_map]
+pub static SYSCALL_ROWS: PerCpuArray<Row, MAX_ROWS> = PerCpuArray::new();
+
+/// Rows that belong to nobody; the agent fills it, and gives back those of processes that ended.
+#[btf_map]
+pub static FREE_ROWS: Queue<u32, MAX_ROWS> = Queue::new();
+
+/// Calls that failed.
+#[btf_map]
+pub static SYSCALL_ERRORS: HashMap<ErrorKey, u64, MAX_ERRORS> = HashMap::new();
+
+/// A process whose system calls are not counted: the agent.
+#[unsafe(no_mangle)]
+pub static OWN_PID: Global<u32> = Global::new(u32::MAX);
 
 /// A [`TargetMode`].
 #[unsafe(no_mangle)]

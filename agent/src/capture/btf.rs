@@ -218,6 +218,7 @@ impl<'a> Btf<'a> {
             task_stack: member!("task_struct", "stack"),
             task_signal: member!("task_struct", "signal"),
             task_sum_exec_runtime: member!("task_struct", "se.sum_exec_runtime"),
+            task_pending_signals: member!("task_struct", "pending.signal"),
             task_cgroups: member!("task_struct", "cgroups"),
             signal_live: member!("signal_struct", "live"),
             css_set_member: member!("css_set", "dfl_cgrp"),

@@ -9,6 +9,7 @@ mod cgroup;
 mod cpus;
 pub mod features;
 mod perf_event;
+mod syscalls;
 mod tables;
 
 use std::{
@@ -34,6 +35,7 @@ use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
 use features::KernelVersion;
 use perf_event::{Sampler, SideBand};
+pub use syscalls::{InFlight, ProcessSyscall, SyscallCapture};
 pub use tables::{DEFAULT_TABLE_BYTES, TABLE_BYTES, TableMaps};
 
 /// The programs, compiled from `ebpf/`.
@@ -97,7 +99,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses a program, a map or an event; the text says which.
     pub fn load(settings: &Settings) -> Result<Self> {
-        let mut programs = load_object(settings)?;
+        let mut programs = load_object(settings, Extent::Samples)?;
         let log = if log::log_enabled!(log::Level::Debug) {
             aya_log::EbpfLogger::init(&mut programs).ok()
         } else {
@@ -116,7 +118,8 @@ impl Capture {
             "sched_process_exit",
             "sched_process_free",
         ] {
-            attach_raw_tracepoint(&mut programs, name)
+            let program = name.strip_prefix("sched_").unwrap_or(name);
+            attach_raw_tracepoint(&mut programs, program, name)
                 .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
         }
         let samplers = open_samplers(&mut programs, &cpus, settings.rate_hz)?;
@@ -206,17 +209,37 @@ impl Capture {
     /// # Errors
     /// When the map cannot be read.
     pub fn counts(&self) -> Result<Vec<(Counter, u64)>> {
-        COUNTERS
-            .iter()
-            .map(|&counter| {
-                let per_cpu = self.counts.get(&(counter as u32), 0)?;
-                Ok((counter, per_cpu.iter().sum()))
-            })
-            .collect()
+        read_counts(&self.counts)
     }
 }
 
-fn load_object(settings: &Settings) -> Result<Ebpf> {
+fn read_counts(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<(Counter, u64)>> {
+    COUNTERS
+        .iter()
+        .map(|&counter| {
+            let per_cpu = counts.get(&(counter as u32), 0)?;
+            Ok((counter, per_cpu.iter().sum()))
+        })
+        .collect()
+}
+
+/// Which of the object's maps are used. The others are made as small as can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Samples,
+    Syscalls,
+}
+
+/// Maps of [`Extent::Syscalls`].
+const SYSCALL_MAPS: [&str; 5] = [
+    "THREADS",
+    "SYSCALL_ROW_OF",
+    "SYSCALL_ROWS",
+    "FREE_ROWS",
+    "SYSCALL_ERRORS",
+];
+
+fn load_object(settings: &Settings, extent: Extent) -> Result<Ebpf> {
     let fresh = match env::var_os(OBJECT_VARIABLE) {
         Some(path) => Some(
             fs::read(&path)
@@ -239,6 +262,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
         0
     };
     let cpus = cpus::possible_count()?;
+    let own_pid = std::process::id();
     let mut loader = EbpfLoader::new();
     loader
         // Nothing in the object needs the kernel's types: we have read what we want of them.
@@ -249,8 +273,20 @@ fn load_object(settings: &Settings) -> Result<Ebpf> {
         .override_global("KERNEL_STACKS", &kernel_stacks, true)
         .override_global("HAS_TASK_PT_REGS", &has_task_pt_regs, true)
         .override_global(aya_log::LEVEL, &log_level, false)
-        .map_max_entries("SCRATCH", cpus * WALKERS)
-        .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
+        .override_global("OWN_PID", &own_pid, true);
+    match extent {
+        Extent::Samples => {
+            loader
+                .map_max_entries("SCRATCH", cpus * WALKERS)
+                .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
+            for name in SYSCALL_MAPS {
+                loader.map_max_entries(name, 1);
+            }
+        }
+        Extent::Syscalls => {
+            loader.map_max_entries("EVENTS", ring_bytes(cpus, 1));
+        }
+    }
     loader
         .load(fresh.as_deref().unwrap_or(OBJECT))
         .map_err(|error| anyhow!(error).context("the kernel refused the eBPF object"))
@@ -304,9 +340,7 @@ fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
         .with_context(|| format!("the eBPF object has no map {name}"))
 }
 
-/// Program `process_fork` goes to `sched_process_fork`, and so on.
-fn attach_raw_tracepoint(programs: &mut Ebpf, tracepoint: &str) -> Result<()> {
-    let name = tracepoint.strip_prefix("sched_").unwrap_or(tracepoint);
+fn attach_raw_tracepoint(programs: &mut Ebpf, name: &str, tracepoint: &str) -> Result<()> {
     let program: &mut RawTracePoint = programs
         .program_mut(name)
         .with_context(|| format!("the eBPF object has no program {name}"))?

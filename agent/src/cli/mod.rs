@@ -3,6 +3,7 @@
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
 mod checklist;
+mod command;
 mod diff;
 mod doctor;
 mod duration;
@@ -12,6 +13,8 @@ mod palette;
 mod record;
 mod show_unwind;
 mod size;
+mod syscalls;
+mod target;
 
 use std::{
     io::{IsTerminal, Write},
@@ -44,6 +47,8 @@ enum Command {
     Flamegraph(flamegraph::Args),
     /// Draw what differs between two saved profiles
     Diff(diff::Args),
+    /// Count system calls: how often, how long, with which errors
+    Syscalls(syscalls::Args),
     /// Check each resource of this host: utilization, saturation, errors, and who causes them
     Use(checklist::Args),
     /// Say what this kernel and these rights allow, and how to get what is lacking
@@ -74,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Record(args) => record::run(&args),
         Command::Flamegraph(args) => flamegraph::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Syscalls(args) => syscalls::run(&args),
         Command::Use(args) => checklist::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::ShowUnwind(args) => show_unwind::run(&args),

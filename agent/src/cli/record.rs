@@ -3,20 +3,19 @@
 use std::{
     fs,
     io::{self, IsTerminal, Write},
-    os::{fd::AsFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{ExitCode, ExitStatus, Stdio},
+    process::{ExitCode, ExitStatus},
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regex::bytes::Regex;
 use tokio::process::{Child, Command};
 
-use super::{UsageError, duration, output::Output, size, tell};
+use super::{UsageError, command, duration, output::Output, size, target::TargetArgs, tell};
 use crate::{
-    capture::{Cgroup, DEFAULT_TABLE_BYTES, Settings, TABLE_BYTES, Target},
+    capture::{DEFAULT_TABLE_BYTES, Settings, TABLE_BYTES},
     export::{
         self, Format,
         otlp_profiles::Host,
@@ -32,18 +31,8 @@ use crate::{
 /// Arguments of `hotspan record`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Sample this process, all its threads (repeatable)
-    #[arg(short, long = "pid", value_name = "PID")]
-    pids: Vec<u32>,
-    /// Sample the whole host (the default)
-    #[arg(short, long)]
-    all: bool,
-    /// Sample this cgroup and all below it: a directory, or a path inside a hierarchy
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
-    /// With --pid: also sample processes that it starts from now on
-    #[arg(long)]
-    children: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Samples per second on each CPU
     #[arg(
         short = 'F',
@@ -127,7 +116,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     runtime.block_on(async {
         let mut recording = Recording::prepare(plan)?;
         recording.start()?;
-        let mut child = launch(args, &mut recording)?;
+        let keep_stdout = args.json || args.outputs.iter().any(|path| path == "-");
+        let launch = |command: &mut Command| recording.launch(command);
+        let mut child = command::start(&args.command, keep_stdout, launch)?;
         let progress = progress(duration);
         let ended = recording
             .run(duration, child.as_mut(), |kept| {
@@ -141,11 +132,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let status = command_status(child, &ended).await?;
         match (outcome, status) {
             (Ok(()), None) => Ok(ExitCode::SUCCESS),
-            (Ok(()), Some(status)) => Ok(exit_code(status)),
+            (Ok(()), Some(status)) => Ok(command::exit_code(status)),
             // What the command says of itself matters more than that there was little to see.
             (Err(error), Some(status)) if !status.success() => {
                 tell(format_args!("hotspan: {error:#}"));
-                Ok(exit_code(status))
+                Ok(command::exit_code(status))
             }
             (Err(error), _) => Err(error),
         }
@@ -153,49 +144,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn plan(args: &Args) -> Result<Plan> {
-    let named = [
-        !args.pids.is_empty(),
-        args.all,
-        args.cgroup.is_some(),
-        !args.command.is_empty(),
-    ];
-    if named.iter().filter(|&&is_named| is_named).count() > 1 {
-        return Err(UsageError(
-            "--pid, --all, --cgroup and a command exclude each other; name one of them".into(),
-        )
-        .into());
-    }
-    if args.children && args.pids.is_empty() {
-        return Err(UsageError(
-            "--children goes with --pid; a command's children are sampled anyway".into(),
-        )
-        .into());
-    }
-    if args.command.is_empty()
-        && std::env::args_os()
-            .next_back()
-            .is_some_and(|last| last == "--")
-    {
-        return Err(
-            UsageError("there is no command behind --; name one, or leave -- out".into()).into(),
-        );
-    }
-    for &pid in &args.pids {
-        if !process::is_running(pid) {
-            bail!("there is no process {pid}; `ps -e` shows which there are");
-        }
-        if let Some(process) = process::process_of_thread(pid).filter(|&process| process != pid) {
-            return Err(UsageError(format!(
-                "{pid} is a thread of process {process}; use --pid {process}, with --per-thread to tell its threads apart"
-            ))
-            .into());
-        }
-    }
-    let target = match &args.cgroup {
-        Some(path) => Target::Cgroup(Cgroup::find(path)?),
-        None if args.pids.is_empty() && args.command.is_empty() => Target::All,
-        None => Target::Pids,
-    };
+    let target = args.target.target(&args.command)?;
     let name_filter = args
         .comm
         .as_deref()
@@ -217,8 +166,8 @@ fn plan(args: &Args) -> Result<Plan> {
             rate_hz: rate(args.rate_hz)?,
             kernel_stacks: !args.no_kernel,
         },
-        pids: args.pids.clone(),
-        follow_children: args.children,
+        pids: args.target.pids.clone(),
+        follow_children: args.target.children,
         name_filter,
         with_lines: args.inline,
         table_bytes: table_bytes(args.unwind_memory.as_deref())?,
@@ -329,30 +278,6 @@ fn format_of(path: &str) -> Result<&'static Format> {
         ))
         .into()
     })
-}
-
-fn launch(args: &Args, recording: &mut Recording) -> Result<Option<Child>> {
-    let Some((program, arguments)) = args.command.split_first() else {
-        return Ok(None);
-    };
-    let mut command = Command::new(program);
-    command.args(arguments);
-    if args.json || args.outputs.iter().any(|path| path == "-") {
-        command.stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?));
-    }
-    let child = recording.launch(&mut command).map_err(|error| {
-        let program = program.display();
-        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-            Some(io::ErrorKind::NotFound) => {
-                anyhow!("there is no program {program}; check the name and $PATH")
-            }
-            Some(io::ErrorKind::PermissionDenied) => {
-                anyhow!("{program} is no program that may be run; check its permissions")
-            }
-            _ => error.context(format!("cannot start {program}")),
-        }
-    })?;
-    Ok(Some(child))
 }
 
 fn progress(duration: Option<Duration>) -> ProgressBar {
@@ -496,12 +421,4 @@ async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<Ex
         Ended::Signal(_) | Ended::TargetsGone => {}
     }
     Ok(Some(child.wait().await.context("lost the command")?))
-}
-
-/// The command's own exit code, or 128 and the signal that ended it, as a shell has it.
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -5,3 +5,4 @@
 
 pub mod record;
 pub mod side_band;
+pub mod syscalls;

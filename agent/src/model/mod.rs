@@ -7,6 +7,7 @@ mod address;
 mod check;
 mod profile;
 mod raw;
+mod syscall;
 
 pub use address::{ElfAddr, FileOffset, RuntimeAddr};
 pub use check::{Check, Contributor, Measure, Verdict};
@@ -15,3 +16,4 @@ pub use profile::{
     Quality, Sample, Segment, Stack, StackIdx, Thread, ThreadIdx, TraceLink,
 };
 pub use raw::{BinaryId, ProcessId, RawFrame};
+pub use syscall::SyscallStats;

@@ -26,7 +26,9 @@ pub use alive::Watched;
 pub use binary::{Binaries, KnownBinary};
 pub use elf::ElfFacts;
 pub use mapping::{Code, Mapping, Mappings};
-pub use proc_files::{container_of_cgroup, is_running, process_of_thread, threads};
+pub use proc_files::{
+    container_of_cgroup, is_running, name, process_of_thread, processes, syscall_of_thread, threads,
+};
 pub use signal::{restore_signals, share_heap, survive_cut_files, terminate};
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};
 pub use target_root::{LastLink, TargetRoot};

@@ -60,6 +60,18 @@ pub fn threads(pid: u32) -> io::Result<Vec<u32>> {
     numbers_in(&format!("/proc/{pid}/task"))
 }
 
+/// The system call that a thread is blocked in; `None` when it is in none, or runs.
+#[must_use]
+pub fn syscall_of_thread(pid: u32, tid: u32) -> Option<u32> {
+    let bytes = read_bounded(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    parse_syscall(&String::from_utf8_lossy(&bytes))
+}
+
+/// `NUMBER ARGUMENTS…`, `running`, or -1 for a thread that is blocked elsewhere (proc_pid_syscall(5)).
+fn parse_syscall(text: &str) -> Option<u32> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
 fn numbers_in(directory: &str) -> io::Result<Vec<u32>> {
     let entries = fs::read_dir(directory)?;
     Ok(entries
@@ -200,6 +212,18 @@ fn parse_maps_line(line: &[u8]) -> Option<Mapped> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn system_call_of_a_blocked_thread_is_a_number() {
+        for (text, expected) in [
+            ("230 0x0 0x7ffd 0x0 0x0 0x0 0x0 0x7ffd 0x7f00\n", Some(230)),
+            ("running\n", None),
+            ("-1 0x7ffd 0x7f00\n", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_syscall(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn only_executable_mappings_are_taken() {

@@ -38,4 +38,10 @@ counters! {
     KernelStackFailed = "kernel_stack_failed",
     /// The table of followed processes is full; a child is not followed.
     TargetsFull = "targets_full",
+    /// The table of threads is full; the system calls of one more are not counted.
+    SyscallThreadsFull = "syscall_threads_full",
+    /// There is no row left for a system call of a process; its calls are not counted.
+    SyscallRowsFull = "syscall_rows_full",
+    /// There is no room for one more error of a system call; the call is counted, its error is not.
+    SyscallErrorsFull = "syscall_errors_full",
 }

@@ -9,4 +9,5 @@ pub mod counters;
 pub mod limits;
 pub mod records;
 pub mod settings;
+pub mod syscalls;
 pub mod unwind;

@@ -44,6 +44,8 @@ pub struct Offsets {
     pub task_signal: u32,
     /// `task_struct.se.sum_exec_runtime`
     pub task_sum_exec_runtime: u32,
+    /// `task_struct.pending.signal`
+    pub task_pending_signals: u32,
     /// `task_struct.cgroups`
     pub task_cgroups: u32,
     /// `signal_struct.live`
@@ -72,6 +74,7 @@ impl Offsets {
         task_stack: 0,
         task_signal: 0,
         task_sum_exec_runtime: 0,
+        task_pending_signals: 0,
         task_cgroups: 0,
         signal_live: 0,
         css_set_member: 0,
@@ -92,6 +95,7 @@ impl Offsets {
             self.task_stack,
             self.task_signal,
             self.task_sum_exec_runtime,
+            self.task_pending_signals,
             self.task_cgroups,
             self.signal_live,
             self.css_set_member,

@@ -4,5 +4,6 @@
 mod process;
 mod registers;
 mod sample;
+mod syscalls;
 mod target;
 pub mod user_stack;

@@ -53,6 +53,13 @@ fn saved_address() -> Option<u64> {
     Some(stack + offset_of!(stack_to_pt_regs))
 }
 
+/// Numbers of `execve` and `execveat`.
+#[cfg(bpf_target_arch = "x86_64")]
+pub const EXECVE: [u64; 2] = [59, 322];
+/// Numbers of `execve` and `execveat`.
+#[cfg(bpf_target_arch = "aarch64")]
+pub const EXECVE: [u64; 2] = [221, 281];
+
 /// Whether the task is replacing its program (`execve`, `execveat`). Its registers are still those of the
 /// old one.
 #[inline(always)]
@@ -65,10 +72,6 @@ pub fn is_in_exec() -> bool {
     // `struct pt_regs` goes on behind what user space knows of it: `orig_x0`, then `syscallno`.
     #[cfg(bpf_target_arch = "aarch64")]
     let syscall = read_kernel::<i32>(address + size_of::<pt_regs>() as u64 + 8).map(|n| n as u64);
-    #[cfg(bpf_target_arch = "x86_64")]
-    const EXECVE: [u64; 2] = [59, 322];
-    #[cfg(bpf_target_arch = "aarch64")]
-    const EXECVE: [u64; 2] = [221, 281];
     syscall == Some(EXECVE[0]) || syscall == Some(EXECVE[1])
 }
 

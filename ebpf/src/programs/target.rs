@@ -35,7 +35,7 @@ pub fn target_flags(pid: u32) -> u32 {
 /// Works on cgroup v1 and v2 alike: the offsets lead to the `cgroup_subsys_state` of the hierarchy
 /// that the target is in. A v2 `struct cgroup` starts with its own state, so its address is one.
 #[inline(always)]
-fn is_in_cgroup(target: u64) -> bool {
+pub fn is_in_cgroup(target: u64) -> bool {
     let set = kernel_word(current_task() + offset_of!(task_cgroups));
     let mut state = kernel_word(set + offset_of!(css_set_member));
     for _ in 0..MAX_CGROUP_LEVELS {

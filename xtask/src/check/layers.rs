@@ -34,8 +34,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("export",    &["model"]),
     ("pipeline",  &["model", "config", "telemetry", "audit", "capture", "decode", "process", "unwind", "context",
                     "protocol", "symbolize", "resource", "aggregate", "export"]),
-    ("cli",       &["model", "config", "telemetry", "audit", "capture", "process", "unwind", "symbolize", "resource",
-                    "export", "pipeline"]),
+    ("cli",       &["model", "config", "telemetry", "audit", "capture", "decode", "process", "unwind", "symbolize", "resource",
+                    "aggregate", "export", "pipeline"]),
 ];
 
 /// Crates that have one home, so that replacing one is a change of that home alone.
@@ -56,6 +56,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif",           &["cli"]),
     ("inferno",             &["export"]),
     ("prost",               &["export"]),
+    ("syscalls",            &["decode"]),
     ("tonic",               &["export"]),
     ("tracing_subscriber",  &["telemetry", "cli"]),
     ("xz2",                 &["symbolize"]),

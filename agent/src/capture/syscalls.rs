@@ -1,0 +1,269 @@
+//! System calls, seen from the agent: loads the programs that count them, and reads what they counted.
+//!
+//! In: which tasks. Out: rows, one for each system call of each process, whenever they are asked for. The
+//! counting is all in the kernel; see [`hotspan_abi::syscalls`] for how.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, PerCpuArray, PerCpuValues, Queue, RingBuf},
+    util::nr_cpus,
+};
+use hotspan_abi::{
+    counters::Counter,
+    syscalls::{BUCKETS, ErrorKey, MAX_ROWS, Row, RowKey, Thread, bucket_start_ns},
+};
+use rustc_hash::FxHashMap;
+
+use super::{Extent, Settings, attach_raw_tracepoint, load_object, read_counts, take_map};
+use crate::model::SyscallStats;
+
+/// [`Row`] in words, as maps hold it.
+type RowWords = [u64; size_of::<Row>() / 8];
+/// [`Thread`] in words.
+type ThreadWords = [u64; size_of::<Thread>() / 8];
+/// [`RowKey`] and [`ErrorKey`] in words.
+type KeyWords = [u32; 2];
+
+/// A system call of a process.
+#[derive(Clone, Debug)]
+pub struct ProcessSyscall {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Number of the system call, see [`RowKey::number`].
+    pub number: u32,
+    /// What its calls came to. None is in flight here.
+    pub stats: SyscallStats,
+}
+
+/// A call that has not returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Number of the system call, see [`RowKey::number`].
+    pub number: u32,
+    /// `CLOCK_MONOTONIC` when it began.
+    pub start_mono_ns: u64,
+}
+
+/// The programs at work. They detach when this is dropped.
+pub struct SyscallCapture {
+    threads: HashMap<MapData, u32, ThreadWords>,
+    row_of: HashMap<MapData, KeyWords, u32>,
+    rows: PerCpuArray<MapData, RowWords>,
+    free_rows: Queue<MapData, u32>,
+    errors: HashMap<MapData, KeyWords, u64>,
+    counts: PerCpuArray<MapData, u64>,
+    targets: HashMap<MapData, u32, u32>,
+    ring: RingBuf<MapData>,
+    cpus: usize,
+    _programs: Ebpf,
+}
+
+impl SyscallCapture {
+    /// Loads the programs and starts to count.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a map; the text says which.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let mut programs = load_object(settings, Extent::Syscalls)?;
+        let mut capture = Self {
+            threads: HashMap::try_from(take_map(&mut programs, "THREADS")?)?,
+            row_of: HashMap::try_from(take_map(&mut programs, "SYSCALL_ROW_OF")?)?,
+            rows: PerCpuArray::try_from(take_map(&mut programs, "SYSCALL_ROWS")?)?,
+            free_rows: Queue::try_from(take_map(&mut programs, "FREE_ROWS")?)?,
+            errors: HashMap::try_from(take_map(&mut programs, "SYSCALL_ERRORS")?)?,
+            counts: PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?,
+            targets: HashMap::try_from(take_map(&mut programs, "TARGETS")?)?,
+            ring: RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?,
+            cpus: nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?,
+            _programs: programs,
+        };
+        for row in 0..MAX_ROWS as u32 {
+            capture
+                .free_rows
+                .push(row, 0)
+                .context("cannot make rows for system calls")?;
+        }
+        for (program, tracepoint) in [
+            ("process_fork", "sched_process_fork"),
+            ("process_exec", "sched_process_exec"),
+            ("process_exit", "sched_process_exit"),
+            ("syscalls_exec", "sched_process_exec"),
+            ("syscalls_exit", "sched_process_exit"),
+            // First the end of a call: a beginning without it would be taken for one in flight.
+            ("syscall_exit", "sys_exit"),
+            ("syscall_enter", "sys_enter"),
+        ] {
+            attach_raw_tracepoint(&mut capture._programs, program, tracepoint)
+                .with_context(|| format!("cannot attach to the tracepoint {tracepoint}"))?;
+        }
+        Ok(capture)
+    }
+
+    /// Makes a process a target; `flags` are the `TARGET_*` of [`hotspan_abi::settings`].
+    ///
+    /// # Errors
+    /// When the table of targets is full.
+    pub fn add_target(&mut self, pid: u32, flags: u32) -> Result<()> {
+        self.targets
+            .insert(pid, flags, 0)
+            .with_context(|| format!("cannot follow process {pid}: too many processes"))
+    }
+
+    /// Makes a process a target no more.
+    pub fn remove_target(&mut self, pid: u32) {
+        // It is not there when it never was one.
+        let _ = self.targets.remove(&pid);
+    }
+
+    /// All processes that made system calls.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let mut pids: Vec<_> = self
+            .row_of
+            .keys()
+            .filter_map(Result::ok)
+            .map(|[pid, _]| pid)
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// What was counted since the start.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read(&mut self) -> Result<Vec<ProcessSyscall>> {
+        self.skip_events();
+        let errors = self.read_errors();
+        let keys: Vec<_> = self.row_of.iter().filter_map(Result::ok).collect();
+        keys.into_iter()
+            .map(|(key, row)| self.read_row(key, row, &errors))
+            .collect()
+    }
+
+    /// Takes what was counted of processes that ended, and gives their rows to others.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub fn take(&mut self, pids: &[u32]) -> Result<Vec<ProcessSyscall>> {
+        if pids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let errors = self.read_errors();
+        let keys: Vec<_> = self.row_of.iter().filter_map(Result::ok).collect();
+        let ended = keys.into_iter().filter(|([pid, _], _)| pids.contains(pid));
+        ended
+            .map(|(key, row)| {
+                self.row_of.remove(&key)?;
+                let taken = self.read_row(key, row, &errors)?;
+                for &errno in taken.stats.errors.keys() {
+                    self.errors.remove(&[row, errno])?;
+                }
+                let zeros = vec![[0; size_of::<Row>() / 8]; self.cpus];
+                self.rows.set(row, PerCpuValues::try_from(zeros)?, 0)?;
+                self.free_rows.push(row, 0)?;
+                Ok(taken)
+            })
+            .collect()
+    }
+
+    /// Calls that have not returned.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        let threads = self.threads.iter().filter_map(Result::ok);
+        threads
+            .filter(|(_, words)| words[0] != 0)
+            .map(|(tid, [start_mono_ns, number_and_pid, ..])| InFlight {
+                pid: (number_and_pid >> 32) as u32,
+                tid,
+                number: number_and_pid as u32,
+                start_mono_ns,
+            })
+            .collect()
+    }
+
+    /// Whether a thread has made a call since the start.
+    #[must_use]
+    pub fn knows(&self, tid: u32) -> bool {
+        self.threads.get(&tid, 0).is_ok()
+    }
+
+    /// What the kernel side counted of its losses.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let counts = read_counts(&self.counts)?.into_iter();
+        let is_ours = |counter| {
+            matches!(
+                counter,
+                Counter::SyscallThreadsFull
+                    | Counter::SyscallRowsFull
+                    | Counter::SyscallErrorsFull
+                    | Counter::TargetsFull
+            )
+        };
+        let lost = counts.filter(|&(counter, count)| count > 0 && is_ours(counter));
+        Ok(lost
+            .map(|(counter, count)| (counter.name(), count))
+            .collect())
+    }
+
+    /// The news of processes are of no interest here, but must not fill the ring.
+    fn skip_events(&mut self) {
+        while self.ring.next().is_some() {}
+    }
+
+    fn read_errors(&self) -> FxHashMap<u32, Vec<(u32, u64)>> {
+        let mut errors: FxHashMap<u32, Vec<_>> = FxHashMap::default();
+        for ([row, errno], count) in self.errors.iter().filter_map(Result::ok) {
+            errors.entry(row).or_default().push((errno, count));
+        }
+        errors
+    }
+
+    fn read_row(
+        &self,
+        [pid, number]: KeyWords,
+        row: u32,
+        errors: &FxHashMap<u32, Vec<(u32, u64)>>,
+    ) -> Result<ProcessSyscall> {
+        let mut stats = SyscallStats::default();
+        for words in self.rows.get(&row, 0)?.iter() {
+            stats.add(&stats_of(words));
+        }
+        let errors = errors.get(&row).into_iter().flatten();
+        stats.errors = errors.copied().filter(|&(_, count)| count > 0).collect();
+        Ok(ProcessSyscall { pid, number, stats })
+    }
+}
+
+/// What a row holds for one CPU.
+fn stats_of(&[calls, total_ns, max_ns, ref buckets @ ..]: &RowWords) -> SyscallStats {
+    let counts = buckets
+        .iter()
+        .flat_map(|&two| [two as u32, (two >> 32) as u32]);
+    let durations = (0..BUCKETS as u32)
+        .zip(counts)
+        .filter(|&(_, count)| count > 0);
+    SyscallStats {
+        calls,
+        total_ns,
+        max_ns,
+        durations: durations
+            .map(|(bucket, count)| (bucket_start_ns(bucket), count.into()))
+            .collect(),
+        ..SyscallStats::default()
+    }
+}
+
+const _: () = assert!(size_of::<RowKey>() == size_of::<KeyWords>());
+const _: () = assert!(size_of::<ErrorKey>() == size_of::<KeyWords>());

@@ -1,0 +1,253 @@
+//! Counting of system calls: from the kernel's rows to totals by name.
+//!
+//! In: which tasks, and for how long. Out: [`SyscallTotals`]. One thread: the kernel adds up, and a tick four
+//! times a second takes over what ended processes made, so that their rows serve others.
+
+use std::{
+    collections::BTreeMap,
+    process::ExitStatus,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use hotspan_abi::settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    aggregate::syscalls::{Calls, SyscallTotals, since},
+    capture::{ProcessSyscall, Settings, SyscallCapture, Target},
+    decode::syscalls::syscall_name,
+    model::SyscallStats,
+    process::{self, Watched},
+};
+
+/// How often rows of processes that ended are taken back, before there are none left for new ones.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Names of so many processes are kept.
+const MAX_NAMES: usize = 8192;
+
+/// What to count.
+pub struct Plan {
+    /// Which tasks; the rest is of no concern here.
+    pub settings: Settings,
+    /// Processes, when they are named one by one.
+    pub pids: Vec<u32>,
+    /// Whether processes that they start are counted too.
+    pub follow_children: bool,
+}
+
+/// Counting under way.
+pub struct Counting {
+    capture: SyscallCapture,
+    totals: SyscallTotals,
+    /// Calls that were under way before we came: by thread, the process and the number. The kernel side
+    /// did not see them begin.
+    old_calls: BTreeMap<u32, (u32, u32)>,
+    /// Names of processes, as they were last seen.
+    names: BTreeMap<u32, Arc<str>>,
+    /// Processes whose end is the end of all.
+    targets: Option<Watched>,
+    start: Instant,
+    /// When something was shown last, and what had been counted by then.
+    shown: (Instant, Calls),
+}
+
+impl Counting {
+    /// Loads the programs and starts to count.
+    ///
+    /// # Errors
+    /// When the kernel refuses anything.
+    pub fn start(plan: &Plan) -> Result<Self> {
+        let mut capture = SyscallCapture::load(&plan.settings)?;
+        let follow = if plan.follow_children {
+            TARGET_FOLLOW_CHILDREN
+        } else {
+            0
+        };
+        for &pid in &plan.pids {
+            capture.add_target(pid, TARGET_SAMPLE | follow)?;
+        }
+        let pids = match &plan.settings.target {
+            Target::All => process::processes().context("cannot read /proc")?,
+            Target::Cgroup(cgroup) => cgroup.processes(),
+            Target::Pids => plan.pids.clone(),
+        };
+        let are_watched = !plan.pids.is_empty() && !plan.follow_children;
+        let now = Instant::now();
+        Ok(Self {
+            capture,
+            totals: SyscallTotals::default(),
+            old_calls: old_calls(&pids),
+            names: BTreeMap::new(),
+            targets: are_watched.then(|| Watched::new(&plan.pids)),
+            start: now,
+            shown: (now, Calls::new()),
+        })
+    }
+
+    /// Starts the command whose calls are counted: from the one on that makes it this command.
+    ///
+    /// # Errors
+    /// When the command cannot be started.
+    pub fn launch(&mut self, command: &mut Command) -> Result<Child> {
+        let own_pid = std::process::id();
+        self.capture.add_target(own_pid, TARGET_LAUNCHER)?;
+        self.start = Instant::now();
+        let child = command.spawn();
+        self.capture.remove_target(own_pid);
+        Ok(child?)
+    }
+
+    /// Counts until something ends it; returns the command's status, when that was the end. Every
+    /// `refresh`, if that is given, `show` is told what was called since the last time, and how long ago
+    /// that was; false ends the counting.
+    ///
+    /// # Errors
+    /// When signals cannot be received, a map cannot be read, or the child is lost.
+    pub async fn run(
+        &mut self,
+        limit: Option<Duration>,
+        refresh: Option<Duration>,
+        mut child: Option<&mut Child>,
+        mut show: impl FnMut(&Calls, Duration) -> bool,
+    ) -> Result<Option<ExitStatus>> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut tick = interval(TICK.min(refresh.unwrap_or(TICK)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let elapsed = async {
+            match limit {
+                Some(limit) => sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(elapsed);
+        loop {
+            let command_exit = async {
+                match &mut child {
+                    Some(child) => child.wait().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut elapsed => return Ok(None),
+                _ = interrupt.recv() => return Ok(None),
+                _ = hangup.recv() => return Ok(None),
+                _ = terminate.recv() => {
+                    if let Some(child) = &child {
+                        process::terminate(child);
+                    }
+                    return Ok(None);
+                }
+                status = command_exit => return Ok(Some(status.context("lost the command")?)),
+                _ = tick.tick() => {}
+            }
+            self.take_ended()?;
+            if refresh.is_some_and(|refresh| self.shown.0.elapsed() >= refresh) {
+                let (calls, time) = self.since_shown()?;
+                if !show(&calls, time) {
+                    return Ok(None);
+                }
+            }
+            if self
+                .targets
+                .as_mut()
+                .is_some_and(|targets| !targets.is_any_running())
+            {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Everything up to now, and how long that took.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn finish(&mut self) -> Result<(&SyscallTotals, Duration)> {
+        self.read()?;
+        Ok((&self.totals, self.start.elapsed()))
+    }
+
+    /// The name of a process whose calls were counted, if it lived long enough to be asked.
+    #[must_use]
+    pub fn name_of(&self, pid: u32) -> Option<&str> {
+        self.names.get(&pid).map(|name| &**name)
+    }
+
+    /// What was not counted, by reason.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>> {
+        self.capture.losses()
+    }
+
+    /// Takes over what processes made that ended.
+    fn take_ended(&mut self) -> Result<()> {
+        let mut ended = Vec::new();
+        for pid in self.capture.processes() {
+            match process::name(pid) {
+                Some(name) if self.names.len() < MAX_NAMES || self.names.contains_key(&pid) => {
+                    self.names.insert(pid, name);
+                }
+                Some(_) => {}
+                None => ended.push(pid),
+            }
+        }
+        for ProcessSyscall { pid, number, stats } in self.capture.take(&ended)? {
+            self.totals.add_ended(pid, syscall_name(number), &stats);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.take_ended()?;
+        self.totals.clear_running();
+        for ProcessSyscall { pid, number, stats } in self.capture.read()? {
+            self.totals.add_running(pid, syscall_name(number), &stats);
+        }
+        let one = SyscallStats {
+            in_flight: 1,
+            ..SyscallStats::default()
+        };
+        let in_flight = self.capture.in_flight();
+        self.old_calls.retain(|&tid, &mut (pid, number)| {
+            // A thread that is known has returned from it.
+            !self.capture.knows(tid) && process::syscall_of_thread(pid, tid) == Some(number)
+        });
+        for &(pid, number) in self.old_calls.values() {
+            self.totals.add_running(pid, syscall_name(number), &one);
+        }
+        for call in in_flight {
+            self.totals
+                .add_running(call.pid, syscall_name(call.number), &one);
+        }
+        Ok(())
+    }
+
+    fn since_shown(&mut self) -> Result<(Calls, Duration)> {
+        self.read()?;
+        let (now, all) = (Instant::now(), self.totals.all());
+        let (then, before) = std::mem::replace(&mut self.shown, (now, all));
+        Ok((since(&self.shown.1, &before), now - then))
+    }
+}
+
+/// What the threads of these processes are blocked in.
+fn old_calls(pids: &[u32]) -> BTreeMap<u32, (u32, u32)> {
+    let pids = pids.iter().filter(|&&pid| pid != std::process::id());
+    let threads = pids.flat_map(|&pid| {
+        let tids = process::threads(pid).unwrap_or_default().into_iter();
+        tids.map(move |tid| (pid, tid))
+    });
+    threads
+        .filter_map(|(pid, tid)| Some((tid, (pid, process::syscall_of_thread(pid, tid)?))))
+        .collect()
+}

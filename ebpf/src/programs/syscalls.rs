@@ -1,0 +1,255 @@
+//! System calls: how often, how long, with which errors; added up here, and read by the agent.
+//!
+//! Every call of every process on the host runs through the first two programs, so they do little: a
+//! look-up of the thread, the clock, and, when it returns, an addition to a row that the thread
+//! remembers.
+
+use aya_ebpf::{bindings::pt_regs, macros::raw_tracepoint, programs::RawTracePointContext};
+use hotspan_abi::{
+    counters::Counter,
+    settings::{TARGET_AT_EXEC, TARGET_SAMPLE, TargetMode},
+    syscalls::{BUCKETS, COMPAT, ErrorKey, REMEMBERED_ROWS, Row, RowKey, Thread, bucket_of},
+};
+use hotspan_ebpf::verifier::opaque;
+
+use super::{
+    registers::EXECVE,
+    target::{is_in_cgroup, target_flags},
+};
+use crate::{
+    kernel_calls::{
+        add_to, count, current_pid_tid, current_task, kernel_word, now_mono_ns, read_kernel,
+    },
+    maps::{
+        FREE_ROWS, OWN_PID, SYSCALL_ERRORS, SYSCALL_ROW_OF, SYSCALL_ROWS, TARGET_CGROUP,
+        TARGET_MODE, THREADS, offset_of,
+    },
+};
+
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+
+/// `sys_enter(regs, number)`.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    let number = ctx.arg::<u64>(1) as u32;
+    let (pid, tid) = current_pid_tid();
+    let known = THREADS.get_ptr_mut(tid);
+    let Some(thread) = known.or_else(|| meet(pid, tid, number)) else {
+        return 0;
+    };
+    // SAFETY: the entry is the running thread's, and only it writes there.
+    let thread = unsafe { &mut *thread };
+    let [known, row] = thread.rows[place_of(number)];
+    // Which table a call goes through is looked at once: threads do not use both.
+    thread.number = if row != 0 && known & !COMPAT == number {
+        known
+    } else if is_compat(ctx.arg::<u64>(0)) {
+        number | COMPAT
+    } else {
+        number
+    };
+    thread.start_mono_ns = now_mono_ns();
+    0
+}
+
+/// Where a thread remembers the row of a system call.
+#[inline(always)]
+fn place_of(number: u32) -> usize {
+    opaque(number.into()) as usize & (REMEMBERED_ROWS - 1)
+}
+
+/// `sys_exit(regs, result)`.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    let (pid, tid) = current_pid_tid();
+    let Some(thread) = THREADS.get_ptr_mut(tid) else {
+        return 0;
+    };
+    // SAFETY: the entry is the running thread's, and only it writes there.
+    let thread = unsafe { &mut *thread };
+    // A new thread returns from a call that its parent made, and one that was there before us from
+    // one that we have not seen.
+    if thread.start_mono_ns == 0 {
+        return 0;
+    }
+    let duration_ns = now_mono_ns().wrapping_sub(thread.start_mono_ns);
+    thread.start_mono_ns = 0;
+    let result = ctx.arg::<u64>(1) as i64;
+    if CUT_OFF.contains(&result) && is_being_killed() {
+        // The program never hears of it.
+        return 0;
+    }
+    let place = place_of(thread.number);
+    let [number, row] = thread.rows[place];
+    let row = if row != 0 && number == thread.number {
+        row - 1
+    } else {
+        let Some(row) = find_row(pid, tid, thread.number) else {
+            return 0;
+        };
+        thread.rows[place] = [thread.number, row + 1];
+        row
+    };
+    // A signal handler of a 32-bit program returns to a result of 32 bits.
+    let is_compat = thread.number & COMPAT != 0;
+    let result = if is_compat {
+        i64::from(result as i32)
+    } else {
+        result
+    };
+    add(row, duration_ns, result);
+    0
+}
+
+/// What calls return with that a signal cuts off: `EINTR`, and the kernel's own from `ERESTARTSYS` to
+/// `ERESTART_RESTARTBLOCK`.
+const CUT_OFF: [i64; 6] = [-4, -512, -513, -514, -515, -516];
+
+/// Whether the running thread is about to be ended by another one, as when its process exits.
+#[inline(always)]
+fn is_being_killed() -> bool {
+    const SIGKILL: u64 = 1 << (9 - 1);
+    kernel_word(current_task() + offset_of!(task_pending_signals)) & SIGKILL != 0
+}
+
+/// A thread that is not known yet; `None` when it is not to be followed.
+#[inline(always)]
+fn meet(pid: u32, tid: u32, number: u32) -> Option<*mut Thread> {
+    if pid == OWN_PID.load() {
+        return None;
+    }
+    let mode = TARGET_MODE.load();
+    if mode == TargetMode::Pids as u32 {
+        let flags = target_flags(pid);
+        // A command counts from the call on that starts it.
+        let starts = flags & TARGET_AT_EXEC != 0 && EXECVE.contains(&u64::from(number));
+        if flags & TARGET_SAMPLE == 0 && !starts {
+            return None;
+        }
+    } else if mode == TargetMode::Cgroup as u32 && !is_in_cgroup(TARGET_CGROUP.load()) {
+        return None;
+    }
+    let thread = Thread {
+        pid,
+        ..Thread::default()
+    };
+    if THREADS.insert(tid, thread, 0).is_err() {
+        count(Counter::SyscallThreadsFull);
+        return None;
+    }
+    THREADS.get_ptr_mut(tid)
+}
+
+/// The row of a system call of a process.
+#[inline(always)]
+fn find_row(pid: u32, tid: u32, number: u32) -> Option<u32> {
+    if TARGET_MODE.load() == TargetMode::Pids as u32 && target_flags(pid) & TARGET_SAMPLE == 0 {
+        // It failed to become the command.
+        let _ = THREADS.remove(tid);
+        return None;
+    }
+    let key = RowKey { pid, number };
+    // SAFETY: rows stay with their process.
+    if let Some(row) = unsafe { SYSCALL_ROW_OF.get(key) } {
+        return Some(*row);
+    }
+    let Ok(Some(row)) = FREE_ROWS.pop() else {
+        count(Counter::SyscallRowsFull);
+        return None;
+    };
+    if SYSCALL_ROW_OF.insert(key, row, NO_EXIST).is_ok() {
+        return Some(row);
+    }
+    // Another thread of the process was first, or there are too many.
+    let _ = FREE_ROWS.push(row, 0);
+    // SAFETY: as above.
+    let row = unsafe { SYSCALL_ROW_OF.get(key) }.copied();
+    if row.is_none() {
+        count(Counter::SyscallRowsFull);
+    }
+    row
+}
+
+/// Whether a call went through the table of 32-bit programs.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn is_compat(regs: u64) -> bool {
+    /// `__USER32_CS`; 64-bit programs can use it too, for calls by that table.
+    const USER32_CS: u64 = 0x23;
+    let cs = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, cs) as u64);
+    cs == Some(USER32_CS)
+}
+
+/// Whether a call went through the table of 32-bit programs.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn is_compat(regs: u64) -> bool {
+    /// `PSR_MODE32_BIT`.
+    const MODE32: u64 = 0x10;
+    let state = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, pstate) as u64);
+    state.is_some_and(|state| state & MODE32 != 0)
+}
+
+/// Adds a call to its row.
+#[inline(always)]
+fn add(row: u32, duration_ns: u64, result: i64) {
+    const MAX_ERRNO: i64 = 4095;
+    if let Some(to) = SYSCALL_ROWS.get_ptr_mut(row) {
+        // SAFETY: the row of this CPU, where no other program adds meanwhile.
+        let to: &mut Row = unsafe { &mut *to };
+        to.calls += 1;
+        to.total_ns += duration_ns;
+        if to.max_ns < duration_ns {
+            to.max_ns = duration_ns;
+        }
+        let bucket = opaque(bucket_of(duration_ns).into()) as usize & (BUCKETS - 1);
+        to.buckets[bucket] += 1;
+    }
+    if (-MAX_ERRNO..0).contains(&result) {
+        let errno = result.unsigned_abs() as u32;
+        add_error(ErrorKey { row, errno });
+    }
+}
+
+#[inline(always)]
+fn add_error(key: ErrorKey) {
+    let known = SYSCALL_ERRORS.get_ptr_mut(key).or_else(|| {
+        let _ = SYSCALL_ERRORS.insert(key, 0, NO_EXIST);
+        SYSCALL_ERRORS.get_ptr_mut(key)
+    });
+    match known {
+        // SAFETY: the entry is there.
+        Some(errors) => unsafe { add_to(errors, 1) },
+        None => count(Counter::SyscallErrorsFull),
+    }
+}
+
+/// `sched_process_exec(task, old_tid, bprm)`: the new program may be of the other kind, 32 or 64 bits. A
+/// thread that is not the main one takes that one's place, and its id.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn syscalls_exec(ctx: RawTracePointContext) -> i32 {
+    let old_tid = ctx.arg::<u64>(1) as u32;
+    let (_, tid) = current_pid_tid();
+    let Some(thread) = THREADS.get_ptr(old_tid) else {
+        return 0;
+    };
+    // SAFETY: the entry is the running thread's.
+    let thread = Thread {
+        rows: Thread::default().rows,
+        ..unsafe { *thread }
+    };
+    if old_tid != tid {
+        let _ = THREADS.remove(old_tid);
+    }
+    let _ = THREADS.insert(tid, thread, 0);
+    0
+}
+
+/// `sched_process_exit(task, …)`, once for each thread.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn syscalls_exit(_ctx: RawTracePointContext) -> i32 {
+    let (_, tid) = current_pid_tid();
+    let _ = THREADS.remove(tid);
+    0
+}
