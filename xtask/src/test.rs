@@ -42,7 +42,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "nodejs",            provides: "node" },
     Package { name: "prometheus-node-exporter", provides: "prometheus-node-exporter" },
     Package { name: "python3",           provides: "python3" },
+    Package { name: "linux-libc-dev",    provides: "/usr/include/asm-generic/unistd.h" },
     Package { name: "python3-venv",      provides: "/usr/share/doc/python3-venv" },
+    Package { name: "strace",            provides: "strace" },
     Package { name: "zlib1g-dev",        provides: "/usr/include/zlib.h" },
 ];
 

@@ -165,16 +165,16 @@ fn entries(calls: &Calls) -> Vec<Entry> {
     let mut entries: Vec<_> = calls
         .iter()
         .filter(|(_, stats)| stats.calls + stats.in_flight > 0)
-        .map(|(name, stats)| entry(name, stats))
+        .map(|(name, stats)| entry(name.clone(), stats))
         .collect();
     entries.sort_by_key(|entry| std::cmp::Reverse((entry.total_ns, entry.calls)));
     entries
 }
 
-fn entry(name: &Cow<'static, str>, stats: &SyscallStats) -> Entry {
+fn entry(name: Cow<'static, str>, stats: &SyscallStats) -> Entry {
     let errors = stats.errors.iter();
     Entry {
-        name: name.clone(),
+        name,
         calls: stats.calls,
         errors: errors
             .map(|(&errno, &count)| (errno_name(errno), count))

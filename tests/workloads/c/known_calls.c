@@ -15,7 +15,11 @@
 
 enum { THREADS = 4, CALLS = 1000, CHILDREN = 3 };
 
+static pthread_barrier_t all_started;
+
 static void *call_parent(void *unused) {
+    /* A thread that ends early would leave its stack to a later one. */
+    pthread_barrier_wait(&all_started);
     for (int i = 0; i < CALLS; i++) syscall(SYS_getppid);
     return unused;
 }
@@ -50,6 +54,9 @@ static void be_interrupted(void) {
 }
 
 static void *replace(void *program) {
+    /* Until the main thread has nothing left to do but wait. */
+    struct timespec later = {0, 20000000};
+    nanosleep(&later, NULL);
     execl(program, program, "last", (char *)NULL);
     return NULL;
 }
@@ -63,6 +70,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 50; i++) close(-1);
     for (int i = 0; i < 20; i++) syscall(100000);
     pthread_t threads[THREADS];
+    pthread_barrier_init(&all_started, NULL, THREADS);
     for (int i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, call_parent, NULL);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     for (int i = 0; i < CHILDREN; i++) {
