@@ -1,9 +1,17 @@
-//! Samples become counts: equal frames, stacks and samples are kept once.
+//! Samples become counts: equal frames, stacks and samples are kept once. Measurements become
+//! series of metrics, of which there are never more than a budget allows.
 //!
-//! In: raw frames of one sample at a time. Out: tables that `symbolize` puts names to. After warm-up
-//! a sample costs a few hash look-ups and no allocation.
+//! In: raw frames of one sample at a time; numbers with attributes. Out: tables that `symbolize`
+//! puts names to; metrics for the exporters. After warm-up a sample costs a few hash look-ups and no
+//! allocation.
 
 pub mod clock;
+mod delta;
+mod explicit;
+mod exponential;
 mod samples;
+mod series;
 
+pub use delta::Deltas;
 pub use samples::{SampleKey, Samples, ThreadKey};
+pub use series::{DEFAULT_BUDGET, Series};
