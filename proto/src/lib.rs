@@ -5,8 +5,10 @@
 
 /// OTLP messages (opentelemetry-proto 1.10 and later; profiles are `v1development`).
 pub mod otlp {
+    pub use opentelemetry_proto::tonic::collector::metrics::v1 as metrics_service;
     pub use opentelemetry_proto::tonic::collector::profiles::v1development as profiles_service;
     pub use opentelemetry_proto::tonic::common::v1 as common;
+    pub use opentelemetry_proto::tonic::metrics::v1 as metrics;
     pub use opentelemetry_proto::tonic::profiles::v1development as profiles;
     pub use opentelemetry_proto::tonic::resource::v1 as resource;
 }

@@ -19,7 +19,7 @@ use crate::{
     export::{
         self, Format,
         otlp_profiles::Host,
-        otlp_send::{self, Endpoint, Headers, Policy},
+        otlp_send::{self, Policy, Target as Collector},
         summary::Summary,
     },
     model::Profile,
@@ -98,14 +98,12 @@ struct Destination {
 /// One sentence that says what is wrong and how to mend it.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let duration = args.duration.as_deref().map(duration::parse).transpose()?;
-    let endpoint = args
+    let collector = args
         .otlp
         .as_deref()
-        .map(Endpoint::parse)
+        .map(otlp_send::profiles_target)
         .transpose()
         .map_err(|error| UsageError(error.to_string()))?;
-    let headers = Headers::from_env().map_err(|error| UsageError(error.to_string()))?;
-    let collector = endpoint.map(|endpoint| (endpoint, headers));
     let plan = plan(args)?;
     let mut destinations = destinations(args)?;
     crate::capture::features::why_not_record()?;
@@ -309,7 +307,7 @@ async fn deliver(
     args: &Args,
     profile: &Profile,
     destinations: &mut [Destination],
-    collector: Option<&(Endpoint, Headers)>,
+    collector: Option<&Collector>,
 ) -> Result<()> {
     if profile.quality.kept == 0 {
         bail!("no sample was taken: {}", why_nothing(args, profile));
@@ -326,8 +324,8 @@ async fn deliver(
             Err(error) => failures.push(error),
         }
     }
-    if let Some((endpoint, headers)) = collector
-        && let Err(error) = send(endpoint, headers, profile).await
+    if let Some(collector) = collector
+        && let Err(error) = send(collector, profile).await
     {
         failures.push(error);
         if destinations.is_empty() {
@@ -353,14 +351,15 @@ fn rescue(profile: &Profile, options: &export::Options) -> Result<String> {
     Ok(output.name())
 }
 
-async fn send(endpoint: &Endpoint, headers: &Headers, profile: &Profile) -> Result<()> {
+async fn send(collector: &Collector, profile: &Profile) -> Result<()> {
     let requests = export::otlp_profiles::requests(profile, &Host::this_one());
     let policy = Policy::one_shot(SEND_PATIENCE);
-    let receipt = otlp_send::send(endpoint, headers, &requests, &policy).await?;
-    if receipt.rejected_profiles > 0 {
+    let receipt = otlp_send::send(collector, &requests, &policy).await?;
+    if receipt.rejected > 0 {
         bail!(
-            "the collector at {endpoint} threw {} profiles away: {}",
-            receipt.rejected_profiles,
+            "the collector at {} threw {} profiles away: {}",
+            collector.endpoint,
+            receipt.rejected,
             receipt.message.unwrap_or_default()
         );
     }

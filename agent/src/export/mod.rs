@@ -1,6 +1,6 @@
-//! Writers of finished profiles: one file per format or destination.
+//! Writers of finished profiles and metrics: one file per format or destination.
 //!
-//! In: a [`crate::model::Profile`]. Out: bytes, or a request to a collector. Exporters do no
+//! In: a [`crate::model::Profile`], or [`crate::model::Metric`]s. Out: bytes, or a request to a collector. Exporters do no
 //! symbolization and know nothing of how the profile was captured.
 //!
 //! To add a format: write `export/NAME.rs` with a `write` function, and give it a line in
@@ -10,9 +10,12 @@
 mod fixture;
 pub mod flamegraph;
 pub mod folded;
+pub mod otlp_metrics;
 pub mod otlp_profiles;
 pub mod otlp_send;
 pub mod pprof;
+pub mod prometheus;
+pub mod queue;
 pub mod saved;
 pub mod speedscope;
 pub mod summary;

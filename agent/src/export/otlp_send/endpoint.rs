@@ -7,8 +7,7 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 
-/// Where OTLP/HTTP takes profiles.
-const HTTP_PATH: &str = "/v1development/profiles";
+use super::Signal;
 
 /// The port that OTLP gives to gRPC.
 const GRPC_PORT: u16 = 4317;
@@ -48,18 +47,50 @@ pub enum BadEndpoint {
          OTEL_EXPORTER_OTLP_HEADERS"
     )]
     HasCredentials,
+    /// A protocol by name that we do not speak, or that does not go with the scheme.
+    #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf, and go with the address")]
+    UnknownProtocol,
     /// `grpc://host/path`.
     #[error("a collector's gRPC address takes no path: leave out what follows the port")]
     GrpcWithPath,
 }
 
 impl Endpoint {
-    /// Parses a URL. The scheme `grpc` or `grpcs` means gRPC, as does port 4317 without a path;
-    /// anything else is HTTP, to the URL's path or `/v1development/profiles` when it has none.
+    /// Parses the URL of one signal: HTTP goes to its path, or that of the signal when it has none.
+    /// The scheme `grpc` or `grpcs` means gRPC, as does port 4317 without a path, unless `protocol`
+    /// says which it is; anything else is HTTP.
     ///
     /// # Errors
     /// [`BadEndpoint`] when it is none.
-    pub fn parse(url: &str) -> Result<Self, BadEndpoint> {
+    pub fn of_signal<S: Signal>(
+        url: &str,
+        protocol: Option<Protocol>,
+    ) -> Result<Self, BadEndpoint> {
+        Self::parse(url, protocol, |path| {
+            if path == "/" {
+                S::HTTP_PATH.to_owned()
+            } else {
+                path.to_owned()
+            }
+        })
+    }
+
+    /// Parses the URL of a collector that takes all signals: HTTP goes to the signal's path below
+    /// the URL's own.
+    ///
+    /// # Errors
+    /// [`BadEndpoint`] when it is none.
+    pub fn of_all<S: Signal>(url: &str, protocol: Option<Protocol>) -> Result<Self, BadEndpoint> {
+        Self::parse(url, protocol, |path| {
+            format!("{}{}", path.trim_end_matches('/'), S::HTTP_PATH)
+        })
+    }
+
+    fn parse(
+        url: &str,
+        protocol: Option<Protocol>,
+        http_path: impl FnOnce(&str) -> String,
+    ) -> Result<Self, BadEndpoint> {
         let uri: Uri = url.trim().parse().map_err(|_| BadEndpoint::NotAUrl)?;
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Err(BadEndpoint::NotAUrl);
@@ -82,7 +113,16 @@ impl Endpoint {
         let has_path = uri.path_and_query().is_some_and(|path| path != "/");
         let mut parts = uri.clone().into_parts();
         parts.scheme = Some(scheme);
-        let protocol = if is_grpc || (port == Some(GRPC_PORT) && !has_path) {
+        let guess = if is_grpc || (port == Some(GRPC_PORT) && !has_path) {
+            Protocol::Grpc
+        } else {
+            Protocol::Http
+        };
+        let protocol = protocol.unwrap_or(guess);
+        if is_grpc && protocol == Protocol::Http {
+            return Err(BadEndpoint::UnknownProtocol);
+        }
+        if protocol == Protocol::Grpc {
             if has_path {
                 return Err(BadEndpoint::GrpcWithPath);
             }
@@ -90,13 +130,13 @@ impl Endpoint {
                 parts.authority = format!("{authority}:{GRPC_PORT}").parse().ok();
             }
             parts.path_and_query = Some(PathAndQuery::from_static("/"));
-            Protocol::Grpc
         } else {
-            if !has_path {
-                parts.path_and_query = Some(PathAndQuery::from_static(HTTP_PATH));
-            }
-            Protocol::Http
-        };
+            let query = uri
+                .query()
+                .map_or(String::new(), |query| format!("?{query}"));
+            let path = format!("{}{query}", http_path(uri.path()));
+            parts.path_and_query = Some(path.parse().map_err(|_| BadEndpoint::NotAUrl)?);
+        }
         let uri = Uri::from_parts(parts).map_err(|_| BadEndpoint::NotAUrl)?;
         Ok(Self { protocol, uri })
     }
@@ -137,9 +177,13 @@ impl fmt::Display for Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hotspan_proto::otlp::{
+        metrics_service::ExportMetricsServiceRequest as Metrics,
+        profiles_service::ExportProfilesServiceRequest as Profiles,
+    };
 
     fn check(url: &str, expected: Result<&str, BadEndpoint>) {
-        let shown = Endpoint::parse(url).map(|endpoint| endpoint.to_string());
+        let shown = Endpoint::of_signal::<Profiles>(url, None).map(|endpoint| endpoint.to_string());
         assert_eq!(shown, expected.map(str::to_owned), "{url}");
     }
 
@@ -171,8 +215,27 @@ mod tests {
     #[test]
     fn a_query_is_sent_but_not_shown() {
         check("http://h:4318/p?key=secret", Ok("http://h:4318/p"));
-        let endpoint = Endpoint::parse("http://h:4318/p?key=secret").unwrap();
+        let endpoint = Endpoint::of_signal::<Profiles>("http://h:4318/p?key=secret", None).unwrap();
         assert_eq!(endpoint.uri().query(), Some("key=secret"));
+    }
+
+    #[test]
+    fn signals_of_one_collector_have_paths_of_their_own() {
+        for (url, expected) in [
+            ("http://h:4318", "http://h:4318/v1/metrics"),
+            ("http://h:4318/", "http://h:4318/v1/metrics"),
+            ("https://h/otlp/", "https://h/otlp/v1/metrics"),
+            ("http://h:4317", "grpc://h:4317"),
+        ] {
+            let endpoint = Endpoint::of_all::<Metrics>(url, None).unwrap();
+            assert_eq!(endpoint.to_string(), expected);
+        }
+        let grpc = Endpoint::of_all::<Metrics>("http://h:9", Some(Protocol::Grpc));
+        assert_eq!(grpc.unwrap().to_string(), "grpc://h:9");
+        let http = Endpoint::of_all::<Metrics>("http://h:4317", Some(Protocol::Http));
+        assert_eq!(http.unwrap().to_string(), "http://h:4317/v1/metrics");
+        let both = Endpoint::of_all::<Metrics>("grpc://h", Some(Protocol::Http));
+        assert_eq!(both, Err(BadEndpoint::UnknownProtocol));
     }
 
     #[test]

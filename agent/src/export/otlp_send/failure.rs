@@ -67,18 +67,22 @@ impl Failure {
     }
 
     /// What the user can do about it, to be put behind it.
-    pub(super) fn fix(&self) -> &'static str {
+    pub(super) fn fix(&self, what: &str) -> &'static str {
         const PROFILES: &str = "; it does not take profiles here: an OpenTelemetry Collector needs \
                                 --feature-gates=service.profilesSupport and a profiles pipeline";
+        const METRICS: &str = "; it does not take metrics here: an OpenTelemetry Collector needs a \
+                               metrics pipeline";
         const HEADER: &str = "; give it a header by OTEL_EXPORTER_OTLP_HEADERS=authorization=VALUE";
         match self {
             Self::Grpc(status) => match status.code() {
-                Code::Unimplemented => PROFILES,
+                Code::Unimplemented if what == "profile" => PROFILES,
+                Code::Unimplemented => METRICS,
                 Code::Unauthenticated | Code::PermissionDenied => HEADER,
                 _ => "",
             },
             Self::Http { status, .. } => match *status {
-                StatusCode::NOT_FOUND => PROFILES,
+                StatusCode::NOT_FOUND if what == "profile" => PROFILES,
+                StatusCode::NOT_FOUND => METRICS,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HEADER,
                 _ => "",
             },

@@ -2,40 +2,34 @@
 
 use std::error::Error;
 
-use hotspan_proto::otlp::profiles_service::{
-    ExportProfilesServiceRequest, ExportProfilesServiceResponse,
-    profiles_service_client::ProfilesServiceClient,
-};
 use tonic::{
     Request, Status,
-    codec::CompressionEncoding,
     metadata::MetadataMap,
     transport::{self, Channel, ClientTlsConfig},
 };
 
-use super::{Endpoint, Failure, Headers, USER_AGENT};
+use super::{Endpoint, Failure, Signal, Target, USER_AGENT};
 
 /// A connection to a collector, made on first use and again after it was lost.
 pub(super) struct GrpcClient {
     endpoint: transport::Endpoint,
     headers: MetadataMap,
+    has_gzip: bool,
     channel: Option<Channel>,
 }
 
 impl GrpcClient {
-    pub(super) fn new(endpoint: &Endpoint, headers: &Headers) -> Result<Self, Failure> {
+    pub(super) fn new(target: &Target) -> Result<Self, Failure> {
         Ok(Self {
-            endpoint: transport_endpoint(endpoint)
+            endpoint: transport_endpoint(&target.endpoint)
                 .map_err(|error| Failure::Unreachable(error.into()))?,
-            headers: MetadataMap::from_headers(headers.map().clone()),
+            headers: MetadataMap::from_headers(target.headers.map().clone()),
+            has_gzip: target.has_gzip,
             channel: None,
         })
     }
 
-    pub(super) async fn export(
-        &mut self,
-        request: &ExportProfilesServiceRequest,
-    ) -> Result<ExportProfilesServiceResponse, Failure> {
+    pub(super) async fn export<S: Signal>(&mut self, request: &S) -> Result<S::Answer, Failure> {
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => self
@@ -44,13 +38,9 @@ impl GrpcClient {
                 .await
                 .map_err(|error| Failure::Unreachable(error.into()))?,
         };
-        let mut client = ProfilesServiceClient::new(channel.clone())
-            .send_compressed(CompressionEncoding::Gzip)
-            // grpc-go compresses its answer as the request was, asked or not.
-            .accept_compressed(CompressionEncoding::Gzip);
         let mut message = Request::new(request.clone());
         *message.metadata_mut() = self.headers.clone();
-        let answer = client.export(message).await;
+        let answer = S::call(channel.clone(), self.has_gzip, message).await;
         let answer = answer.map_err(failure);
         if !matches!(answer, Err(Failure::Lost(_))) {
             self.channel = Some(channel);

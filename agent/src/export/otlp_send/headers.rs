@@ -20,15 +20,6 @@ pub struct BadHeader {
 }
 
 impl Headers {
-    /// The headers in the environment variable `OTEL_EXPORTER_OTLP_HEADERS`.
-    ///
-    /// # Errors
-    /// [`BadHeader`] for the first entry that is none.
-    pub fn from_env() -> Result<Self, BadHeader> {
-        let text = std::env::var_os("OTEL_EXPORTER_OTLP_HEADERS").unwrap_or_default();
-        Self::parse(&text.to_string_lossy())
-    }
-
     /// Parses `name=value,name=value`, the format of W3C baggage without properties: values are
     /// percent-encoded, and blanks around names and values do not count.
     ///

@@ -6,10 +6,7 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
-use hotspan_proto::{
-    otlp::profiles_service::{ExportProfilesServiceRequest, ExportProfilesServiceResponse},
-    rpc,
-};
+use hotspan_proto::rpc;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Uri,
     header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
@@ -23,7 +20,7 @@ use hyper_util::{
 };
 use prost::Message;
 
-use super::{Endpoint, Failure, Headers, failure};
+use super::{Failure, Signal, Target, failure};
 
 const PROTOBUF: &str = "application/x-protobuf";
 
@@ -35,6 +32,7 @@ pub(super) struct HttpClient {
     connections: Connections,
     uri: Uri,
     headers: HeaderMap,
+    has_gzip: bool,
 }
 
 /// The system's root certificates are needed, and looked for, only with TLS.
@@ -66,24 +64,28 @@ impl Connections {
 }
 
 impl HttpClient {
-    pub(super) fn new(endpoint: &Endpoint, headers: &Headers) -> Result<Self, Failure> {
-        let mut headers = headers.map().clone();
+    pub(super) fn new(target: &Target) -> Result<Self, Failure> {
+        let endpoint = &target.endpoint;
+        let mut headers = target.headers.map().clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        if target.has_gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
         headers.insert(USER_AGENT, HeaderValue::from_static(super::USER_AGENT));
         Ok(Self {
             connections: Connections::new(endpoint.has_tls())
                 .map_err(|error| Failure::Unreachable(error.into()))?,
             uri: endpoint.uri().clone(),
             headers,
+            has_gzip: target.has_gzip,
         })
     }
 
-    pub(super) async fn export(
-        &self,
-        request: &ExportProfilesServiceRequest,
-    ) -> Result<ExportProfilesServiceResponse, Failure> {
-        let body = gzip(&request.encode_to_vec()).expect("a vector takes all bytes");
+    pub(super) async fn export<S: Signal>(&self, request: &S) -> Result<S::Answer, Failure> {
+        let mut body = request.encode_to_vec();
+        if self.has_gzip {
+            body = gzip(&body).expect("a vector takes all bytes");
+        }
         let mut message = Request::new(Full::from(body));
         *message.method_mut() = Method::POST;
         *message.uri_mut() = self.uri.clone();
@@ -95,20 +97,20 @@ impl HttpClient {
                 Failure::of_connection(error.into())
             }
         })?;
-        read_answer(answer).await
+        read_answer::<S>(answer).await
     }
 }
 
-async fn read_answer(answer: Response<Incoming>) -> Result<ExportProfilesServiceResponse, Failure> {
+async fn read_answer<S: Signal>(answer: Response<Incoming>) -> Result<S::Answer, Failure> {
     let (head, body) = answer.into_parts();
     // The status alone decides. With success, a body that cannot be read must not make us send
-    // the profile twice.
+    // what it took twice.
     let body = match Limited::new(body, ANSWER_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => Bytes::new(),
     };
     if head.status.is_success() {
-        return Ok(ExportProfilesServiceResponse::decode(body).unwrap_or_default());
+        return Ok(S::Answer::decode(body).unwrap_or_default());
     }
     Err(Failure::Http {
         status: head.status,

@@ -1,28 +1,31 @@
-//! Sends profiles to a collector: OTLP over gRPC or HTTP.
+//! Sends profiles and metrics to a collector: OTLP over gRPC or HTTP.
 //!
-//! In: requests made by [`super::otlp_profiles`], where to and how long to try. Out: what the
+//! In: requests made by [`super::otlp_profiles`] and [`super::otlp_metrics`], where to and how long to try. Out: what the
 //! collector said. The table of what is tried again is that of the OTLP specification 1.x,
 //! "OTLP/gRPC Response" and "OTLP/HTTP Response". There is no queue here, and no file.
+//!
+//! To add a signal: implement [`Signal`] for its request in `signal.rs`.
 
 mod endpoint;
 mod failure;
 mod grpc;
 mod headers;
 mod http;
+mod signal;
+mod target;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use hotspan_proto::otlp::profiles_service::{
-    ExportProfilesServiceRequest, ExportProfilesServiceResponse,
-};
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::{
     endpoint::{BadEndpoint, Endpoint, Protocol},
     failure::Failure,
     headers::{BadHeader, Headers},
+    signal::Signal,
+    target::{BadTarget, Target, delta_is_preferred, profiles_target},
 };
 use self::{failure::Backoff, grpc::GrpcClient, http::HttpClient};
 
@@ -66,19 +69,20 @@ impl Policy {
 pub struct Receipt {
     /// Requests taken.
     pub requests: u64,
-    /// Profiles the collector threw away all the same. Sending them again would not help.
-    pub rejected_profiles: u64,
+    /// Profiles, or points of metrics, the collector threw away all the same. Sending them again
+    /// would not help.
+    pub rejected: u64,
     /// What it said about that, or as a warning, from the last request it said anything about.
     pub message: Option<String>,
 }
 
 impl Receipt {
-    fn add(&mut self, response: ExportProfilesServiceResponse) {
+    fn add<S: Signal>(&mut self, answer: S::Answer) {
         self.requests += 1;
-        let partial = response.partial_success.unwrap_or_default();
-        self.rejected_profiles += u64::try_from(partial.rejected_profiles).unwrap_or(0);
-        if !partial.error_message.is_empty() {
-            self.message = Some(failure::printable(&partial.error_message));
+        let (rejected, message) = S::rejected(answer).unwrap_or_default();
+        self.rejected += u64::try_from(rejected).unwrap_or(0);
+        if !message.is_empty() {
+            self.message = Some(failure::printable(&message));
         }
     }
 }
@@ -87,88 +91,41 @@ impl Receipt {
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// Nobody there, or nobody we can speak to.
-    #[error("cannot reach the collector at {endpoint}: {failure}{}", failure.fix())]
+    #[error("cannot reach the collector at {endpoint}: {failure}{}", failure.fix(what))]
     Unreachable {
+        /// What was sent.
+        what: &'static str,
         /// Where to.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// Why not.
         failure: Failure,
     },
     /// The collector's answer is final.
-    #[error("the collector at {endpoint} refused the profile: {failure}{}", failure.fix())]
+    #[error("the collector at {endpoint} refused the {what}: {failure}{}", failure.fix(what))]
     Refused {
+        /// What was sent.
+        what: &'static str,
         /// Where to.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// Its answer.
         failure: Failure,
     },
     /// The collector might take it later than we can wait.
-    #[error("the collector at {endpoint} did not take the profile in time: {failure}{}", failure.fix())]
+    #[error("the collector at {endpoint} did not take the {what} in time: {failure}{}", failure.fix(what))]
     GaveUp {
+        /// What was sent.
+        what: &'static str,
         /// Where to.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// Its last answer.
         failure: Failure,
     },
 }
 
-/// Sends `requests` one after the other over one connection, and stops at the first that the
-/// collector does not take.
-///
-/// # Errors
-/// [`SendError`] of the first request that was not taken. Those before it were.
-pub async fn send(
-    endpoint: &Endpoint,
-    headers: &Headers,
-    requests: &[ExportProfilesServiceRequest],
-    policy: &Policy,
-) -> Result<Receipt, SendError> {
-    let mut client = Client::new(endpoint, headers).map_err(|failure| SendError::Unreachable {
-        endpoint: endpoint.clone(),
-        failure,
-    })?;
-    let mut receipt = Receipt::default();
-    for request in requests {
-        receipt.add(deliver(&mut client, endpoint, request, policy).await?);
-    }
-    if receipt.rejected_profiles > 0 || receipt.message.is_some() {
-        tracing::warn!(
-            %endpoint,
-            count = receipt.rejected_profiles,
-            reason = receipt.message,
-            "the collector took the profiles with reservations"
-        );
-    }
-    Ok(receipt)
-}
-
-async fn deliver(
-    client: &mut Client,
-    endpoint: &Endpoint,
-    request: &ExportProfilesServiceRequest,
-    policy: &Policy,
-) -> Result<ExportProfilesServiceResponse, SendError> {
-    let mut backoff = Backoff::new(policy.first_delay);
-    loop {
-        let until = policy.deadline.min(Instant::now() + policy.attempt);
-        let failure = match timeout_at(until, client.export(request)).await {
-            Ok(Ok(response)) => return Ok(response),
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::TimedOut,
-        };
-        let endpoint = endpoint.clone();
-        if matches!(failure, Failure::Unreachable(_)) && !policy.waits_for_server {
-            return Err(SendError::Unreachable { endpoint, failure });
-        }
-        let Some(at_least) = failure.retry_after() else {
-            return Err(SendError::Refused { endpoint, failure });
-        };
-        let delay = backoff.next_delay(at_least, fastrand::f64());
-        if Instant::now() + delay >= policy.deadline {
-            return Err(SendError::GaveUp { endpoint, failure });
-        }
-        sleep(delay).await;
-    }
+/// A way to one collector, with a connection that is kept.
+pub struct Sender {
+    endpoint: Endpoint,
+    client: Client,
 }
 
 enum Client {
@@ -176,21 +133,112 @@ enum Client {
     Http(Box<HttpClient>),
 }
 
-impl Client {
-    fn new(endpoint: &Endpoint, headers: &Headers) -> Result<Self, Failure> {
-        Ok(match endpoint.protocol() {
-            Protocol::Grpc => Self::Grpc(Box::new(GrpcClient::new(endpoint, headers)?)),
-            Protocol::Http => Self::Http(Box::new(HttpClient::new(endpoint, headers)?)),
-        })
+impl Sender {
+    /// Nothing is sent, and nobody connected to, before [`Sender::send`].
+    ///
+    /// # Errors
+    /// When there are no root certificates for TLS.
+    pub fn new<S: Signal>(target: &Target) -> Result<Self, SendError> {
+        let endpoint = target.endpoint.clone();
+        let client = match endpoint.protocol() {
+            Protocol::Grpc => GrpcClient::new(target).map(|client| Client::Grpc(Box::new(client))),
+            Protocol::Http => HttpClient::new(target).map(|client| Client::Http(Box::new(client))),
+        };
+        match client {
+            Ok(client) => Ok(Self { endpoint, client }),
+            Err(failure) => Err(SendError::Unreachable {
+                what: S::NAME,
+                endpoint: endpoint.into(),
+                failure,
+            }),
+        }
     }
 
-    async fn export(
+    /// Sends `requests` one after the other, and stops at the first that the collector does not
+    /// take.
+    ///
+    /// # Errors
+    /// [`SendError`] of the first request that was not taken. Those before it were.
+    pub async fn send<S: Signal>(
         &mut self,
-        request: &ExportProfilesServiceRequest,
-    ) -> Result<ExportProfilesServiceResponse, Failure> {
+        requests: &[S],
+        policy: &Policy,
+    ) -> Result<Receipt, SendError> {
+        let mut receipt = Receipt::default();
+        for request in requests {
+            receipt.add::<S>(self.deliver(request, policy).await?);
+        }
+        if receipt.rejected > 0 || receipt.message.is_some() {
+            tracing::warn!(
+                endpoint = %self.endpoint,
+                signal = S::NAME,
+                count = receipt.rejected,
+                reason = receipt.message,
+                "the collector took what was sent with reservations"
+            );
+        }
+        Ok(receipt)
+    }
+
+    async fn deliver<S: Signal>(
+        &mut self,
+        request: &S,
+        policy: &Policy,
+    ) -> Result<S::Answer, SendError> {
+        let what = S::NAME;
+        let mut backoff = Backoff::new(policy.first_delay);
+        loop {
+            let until = policy.deadline.min(Instant::now() + policy.attempt);
+            let failure = match timeout_at(until, self.client.export(request)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::TimedOut,
+            };
+            let endpoint = Box::new(self.endpoint.clone());
+            if matches!(failure, Failure::Unreachable(_)) && !policy.waits_for_server {
+                return Err(SendError::Unreachable {
+                    what,
+                    endpoint,
+                    failure,
+                });
+            }
+            let Some(at_least) = failure.retry_after() else {
+                return Err(SendError::Refused {
+                    what,
+                    endpoint,
+                    failure,
+                });
+            };
+            let delay = backoff.next_delay(at_least, fastrand::f64());
+            if Instant::now() + delay >= policy.deadline {
+                return Err(SendError::GaveUp {
+                    what,
+                    endpoint,
+                    failure,
+                });
+            }
+            sleep(delay).await;
+        }
+    }
+}
+
+impl Client {
+    async fn export<S: Signal>(&mut self, request: &S) -> Result<S::Answer, Failure> {
         match self {
             Self::Grpc(client) => client.export(request).await,
             Self::Http(client) => client.export(request).await,
         }
     }
+}
+
+/// Sends `requests` over a connection of their own.
+///
+/// # Errors
+/// [`SendError`] of the first request that was not taken. Those before it were.
+pub async fn send<S: Signal>(
+    target: &Target,
+    requests: &[S],
+    policy: &Policy,
+) -> Result<Receipt, SendError> {
+    Sender::new::<S>(target)?.send(requests, policy).await
 }

@@ -108,7 +108,7 @@ impl Collector {
             Protocol::Grpc => "grpc",
             Protocol::Http => "http",
         };
-        Endpoint::parse(&format!("{scheme}://127.0.0.1:{}", self.port)).unwrap()
+        endpoint(&format!("{scheme}://127.0.0.1:{}", self.port))
     }
 
     async fn send(&self) -> Result<Receipt, SendError> {
@@ -116,8 +116,9 @@ impl Collector {
     }
 
     async fn send_with(&self, policy: &Policy) -> Result<Receipt, SendError> {
-        let headers = Headers::parse("x-api-key=sesame,user-agent=other").unwrap();
-        send(&self.endpoint(), &headers, &[request()], policy).await
+        let mut target = target(self.endpoint());
+        target.headers = Headers::parse("x-api-key=sesame,user-agent=other").unwrap();
+        send(&target, &[request()], policy).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -233,12 +234,20 @@ fn request() -> ExportProfilesServiceRequest {
     }
 }
 
+fn endpoint(url: &str) -> Endpoint {
+    Endpoint::of_signal::<ExportProfilesServiceRequest>(url, None).unwrap()
+}
+
+fn target(endpoint: Endpoint) -> Target {
+    Target::of::<ExportProfilesServiceRequest>(endpoint, |_| None).unwrap()
+}
+
 async fn send_to(
     endpoint: &Endpoint,
     requests: &[ExportProfilesServiceRequest],
     policy: &Policy,
 ) -> Result<Receipt, SendError> {
-    send(endpoint, &Headers::default(), requests, policy).await
+    send(&target(endpoint.clone()), requests, policy).await
 }
 
 fn policy() -> Policy {
@@ -454,7 +463,7 @@ async fn partial_success_is_not_tried_again() {
         });
         let collector = Collector::start(protocol, [partial]).await;
         let receipt = collector.send().await.unwrap();
-        assert_eq!(receipt.rejected_profiles, 3);
+        assert_eq!(receipt.rejected, 3);
         assert_eq!(receipt.message.as_deref(), Some("tooold"));
         assert_eq!(collector.attempts(), 1);
     }
@@ -490,7 +499,7 @@ async fn a_connection_closed_before_the_request_is_tried_again() {
             serve(listener, Protocol::Grpc, state).await;
         }
     });
-    let endpoint = Endpoint::parse(&format!("grpc://127.0.0.1:{port}")).unwrap();
+    let endpoint = endpoint(&format!("grpc://127.0.0.1:{port}"));
     let receipt = send_to(&endpoint, &[request()], &policy()).await;
     assert_eq!(receipt.unwrap().requests, 1);
     assert_eq!(state.lock().unwrap().seen.len(), 1);
@@ -521,7 +530,7 @@ async fn nobody_there_is_told_at_once() {
     let port = free_port().await;
     for scheme in ["http", "https", "grpc", "grpcs"] {
         let start = Instant::now();
-        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{port}")).unwrap();
+        let endpoint = endpoint(&format!("{scheme}://127.0.0.1:{port}"));
         let result = send_to(&endpoint, &[request()], &policy()).await;
         let error = result.unwrap_err();
         assert!(start.elapsed() < MARGIN);
@@ -592,12 +601,12 @@ async fn the_wrong_protocol_ends_with_a_hint() {
         (Protocol::Grpc, "grpcs", "does it speak TLS"),
     ] {
         let collector = Collector::start(server, []).await;
-        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{}", collector.port));
+        let endpoint = endpoint(&format!("{scheme}://127.0.0.1:{}", collector.port));
         let policy = Policy {
             deadline: Instant::now() + Duration::from_secs(1),
             ..policy()
         };
-        let result = send_to(&endpoint.unwrap(), &[request()], &policy).await;
+        let result = send_to(&endpoint, &[request()], &policy).await;
         let error = result.unwrap_err().to_string();
         assert!(error.contains(hint), "{error}");
         assert!(Instant::now() < policy.deadline + MARGIN);
@@ -619,7 +628,7 @@ async fn an_answer_in_another_protocol_is_final() {
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
         });
-        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{port}")).unwrap();
+        let endpoint = endpoint(&format!("{scheme}://127.0.0.1:{port}"));
         let result = send_to(&endpoint, &[request()], &policy()).await;
         let error = result.unwrap_err();
         assert!(matches!(error, SendError::Refused { .. }), "{error}");
