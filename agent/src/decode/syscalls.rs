@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use hotspan_abi::syscalls::COMPAT;
-use syscalls::Errno;
+use syscall_numbers::Errno;
 
 #[cfg(target_arch = "aarch64")]
-use syscalls::{aarch64::Sysno as Native, arm::Sysno as Compat};
+use syscall_numbers::{aarch64::Sysno as Native, arm::Sysno as Compat};
 #[cfg(target_arch = "x86_64")]
-use syscalls::{x86::Sysno as Compat, x86_64::Sysno as Native};
+use syscall_numbers::{x86::Sysno as Compat, x86_64::Sysno as Native};
 
 /// Set by programs of the x32 ABI: 64-bit calls with 32-bit pointers.
 const X32: u32 = 1 << 30;

@@ -56,7 +56,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif",           &["cli"]),
     ("inferno",             &["export"]),
     ("prost",               &["export"]),
-    ("syscalls",            &["decode"]),
+    ("syscall_numbers",     &["decode"]),
     ("tonic",               &["export"]),
     ("tracing_subscriber",  &["telemetry", "cli"]),
     ("xz2",                 &["symbolize"]),
