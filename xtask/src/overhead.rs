@@ -27,6 +27,7 @@ mod profile;
 mod report;
 mod stacks;
 mod start;
+mod syscall_cost;
 mod targets;
 mod whole_host;
 
@@ -64,7 +65,7 @@ pub struct Args {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measure); 9] = [
+const MEASUREMENTS: [(&str, Measure); 10] = [
     ("complete-stacks", complete::measure),
     ("first-sample", start::measure_first_sample),
     ("one-second", start::measure_one_second),
@@ -73,6 +74,7 @@ const MEASUREMENTS: [(&str, Measure); 9] = [
     ("many-processes", whole_host::measure_many_processes),
     ("brief-processes", brief::measure),
     ("bpf-time", bpf_time::measure),
+    ("syscall-cost", syscall_cost::measure),
     ("large-binary", large_binary::measure),
 ];
 
@@ -100,6 +102,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "nodejs",               provides: "node" },
     Package { name: "perl",                 provides: "perl" },
     Package { name: "python3",              provides: "/usr/bin/python3" },
+    Package { name: "strace",               provides: "strace" },
 ];
 
 /// Runs the verb.

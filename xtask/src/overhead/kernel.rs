@@ -3,6 +3,7 @@
 // Few of these have a safe wrapper among our dependencies.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::{MaybeUninit, size_of_val};
@@ -107,19 +108,8 @@ pub struct EmptyProgram {
 impl EmptyProgram {
     /// Runs it on each of `cpus`, this often.
     pub fn start(cpus: &[u32], rate_hz: u32) -> Result<Self> {
-        const BPF_PROG_LOAD: libc::c_long = 5;
         const BPF_PROG_TYPE_PERF_EVENT: u64 = 7;
-        /// `r0 = 0; exit` (include/uapi/linux/bpf.h, `struct bpf_insn`).
-        const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
-        let attribute = [
-            BPF_PROG_TYPE_PERF_EVENT | (INSTRUCTIONS.len() as u64) << 32,
-            INSTRUCTIONS.as_ptr() as u64,
-            c"GPL".as_ptr() as u64,
-        ];
-        // SAFETY: the attribute starts with type and number of instructions, then points at these
-        // and at the license; both live on.
-        let program = unsafe { bpf(BPF_PROG_LOAD, &attribute) };
-        let program = program.context("the kernel loads no program that does nothing")?;
+        let program = load_empty(BPF_PROG_TYPE_PERF_EVENT)?;
         let clocks = cpus
             .iter()
             .map(|&cpu| start_clock(cpu, rate_hz, &program))
@@ -129,6 +119,41 @@ impl EmptyProgram {
             clocks: clocks.context("cannot run a program at the ticks of a CPU's clock")?,
         })
     }
+}
+
+/// Programs that only return, at the beginning and the end of every system call while this lives.
+pub struct EmptyPair(#[expect(dead_code, reason = "held, not read")] [OwnedFd; 2]);
+
+impl EmptyPair {
+    /// Attaches them.
+    pub fn attach() -> Result<Self> {
+        const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+        const BPF_PROG_TYPE_RAW_TRACEPOINT: u64 = 17;
+        let attach = |tracepoint: &CStr| -> Result<OwnedFd> {
+            let program = load_empty(BPF_PROG_TYPE_RAW_TRACEPOINT)?;
+            let attribute = [tracepoint.as_ptr() as u64, program.as_raw_fd() as u64];
+            // SAFETY: the attribute points at a name that lives on, and holds a program's descriptor.
+            let link = unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &attribute) };
+            link.with_context(|| format!("cannot attach to {}", tracepoint.to_string_lossy()))
+        };
+        Ok(Self([attach(c"sys_enter")?, attach(c"sys_exit")?]))
+    }
+}
+
+/// A program that only returns.
+fn load_empty(program_type: u64) -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    /// `r0 = 0; exit` (include/uapi/linux/bpf.h, `struct bpf_insn`).
+    const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
+    let attribute = [
+        program_type | (INSTRUCTIONS.len() as u64) << 32,
+        INSTRUCTIONS.as_ptr() as u64,
+        c"GPL".as_ptr() as u64,
+    ];
+    // SAFETY: the attribute starts with type and number of instructions, then points at these and at
+    // the license; both live on.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &attribute) };
+    program.context("the kernel loads no program that does nothing")
 }
 
 /// # Safety
