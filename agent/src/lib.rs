@@ -5,6 +5,7 @@
 pub mod aggregate;
 pub mod capture;
 pub mod cli;
+pub mod config;
 pub mod decode;
 pub mod export;
 pub mod model;
@@ -12,4 +13,5 @@ pub mod pipeline;
 pub mod process;
 pub mod resource;
 pub mod symbolize;
+pub mod telemetry;
 pub mod unwind;

@@ -3,12 +3,15 @@
 //! In: what to capture and for how long. Out: a finished [`Profile`]. Everything but the making of tables
 //! runs on one thread: the kernel buffers samples, and a tick ten times a second carries them on.
 
+pub mod agent;
 mod early;
+mod exporter;
+mod meters;
 pub mod syscalls;
 mod tables;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -43,7 +46,7 @@ use crate::{
     process::{Binaries, CpuAccount, ProcessTable, Scope, Watched},
     symbolize::{
         normalize::{Addresses, normalize},
-        profile::{Context, profile},
+        profile::{Context, NameCache, profile},
     },
     unwind::Cache,
 };
@@ -60,6 +63,9 @@ const SETTLE_PATIENCE: Duration = Duration::from_millis(60);
 
 /// The end of a recording waits this long for the tables of its last samples.
 const EARLY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The end of a window among others waits less long: the runtime waits with it.
+const WINDOW_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A process that ended may still be sampled this long, and its CPU time be told.
 const AFTERLIFE_NS: u64 = 300_000_000;
@@ -121,6 +127,9 @@ pub struct Recording {
     command: Option<u32>,
     filtered: u64,
     malformed: u64,
+    names: NameCache,
+    /// What earlier windows have told of counters that go on.
+    told: BTreeMap<&'static str, u64>,
 }
 
 impl Recording {
@@ -163,6 +172,8 @@ impl Recording {
             command: None,
             filtered: 0,
             malformed: 0,
+            names: NameCache::default(),
+            told: BTreeMap::new(),
         })
     }
 
@@ -176,6 +187,11 @@ impl Recording {
         }
         self.wait_for_tables();
         // Last of all: what the targets use while this gets ready is not sampled.
+        self.open_window();
+        self.capture.start()
+    }
+
+    fn open_window(&mut self) {
         self.account = CpuAccount::open(&self.plan.settings.target);
         for &pid in &self.plan.pids {
             self.account.add_running(pid);
@@ -184,7 +200,6 @@ impl Recording {
             self.account.add_running(pid);
         }
         self.start_mono_ns = now_mono_ns();
-        self.capture.start()
     }
 
     /// Gives the tables of what runs already a moment, so that the first samples have them.
@@ -233,7 +248,7 @@ impl Recording {
         Ok(child)
     }
 
-    /// Records until something ends it; `progress` is told the number of samples now and then.
+    /// Records until something ends it, or the time is over: it may go on then; `progress` is told the number of samples now and then.
     ///
     /// # Errors
     /// When signals cannot be received or the child is lost.
@@ -289,7 +304,6 @@ impl Recording {
                     if self.targets_are_gone() { Ended::TargetsGone } else { continue }
                 }
             };
-            self.capture.stop();
             return Ok(ended);
         }
     }
@@ -407,8 +421,8 @@ impl Recording {
     }
 
     /// Waits a while for the tables of the last samples, and keeps all that are left.
-    fn settle_early(&mut self) {
-        let until = Instant::now() + EARLY_PATIENCE;
+    fn settle_early(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
         self.update_tables();
         while !self.early.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
@@ -472,11 +486,12 @@ impl Recording {
         );
     }
 
-    /// Reads what is left and puts the profile together.
+    /// Stops sampling, reads what is left and puts the profile together.
     ///
     /// # Errors
     /// When the kernel's counters cannot be read.
     pub fn finish(mut self) -> Result<Profile> {
+        self.capture.stop();
         let end_mono_ns = now_mono_ns();
         self.read();
         let until = Instant::now() + SETTLE_PATIENCE;
@@ -484,11 +499,39 @@ impl Recording {
             std::thread::sleep(Duration::from_millis(5));
             self.read();
         }
+        self.profile(end_mono_ns, EARLY_PATIENCE)
+    }
+
+    /// Puts the profile of what was sampled since the start, or since the last window, together. Sampling
+    /// goes on.
+    ///
+    /// # Errors
+    /// When the kernel's counters cannot be read.
+    pub fn cut_window(&mut self) -> Result<Profile> {
+        let end_mono_ns = now_mono_ns();
+        self.read();
+        let profile = self.profile(end_mono_ns, WINDOW_PATIENCE)?;
+        self.samples = Samples::default();
+        self.table.forget_sampled();
+        self.filtered = 0;
+        self.open_window();
+        self.start_mono_ns = end_mono_ns;
+        Ok(profile)
+    }
+
+    /// Run time of each program in the kernel, as far as that is accounted for.
+    #[must_use]
+    pub fn run_times(&self) -> Vec<(String, Duration)> {
+        self.capture.run_times()
+    }
+
+    /// The profile up to now; samples whose tables are not there wait for them so long.
+    fn profile(&mut self, end_mono_ns: u64, patience: Duration) -> Result<Profile> {
         for pid in self.table.pids().chain(self.cgroup_processes()) {
             self.account.add_started(pid, 0);
         }
         let used_ns = self.account.close();
-        self.settle_early();
+        self.settle_early(patience);
         let context = Context {
             table: &self.table,
             binaries: &self.binaries,
@@ -498,7 +541,7 @@ impl Recording {
             start_mono_ns: self.start_mono_ns,
             end_mono_ns,
         };
-        let mut profile = profile(&self.samples, &context);
+        let mut profile = profile(&self.samples, &context, &mut self.names);
         let quality = &mut profile.quality;
         quality.expected = used_ns as f64 / 1e9 * f64::from(self.plan.settings.rate_hz);
         if self.filtered > 0 {
@@ -506,24 +549,45 @@ impl Recording {
             let kept = quality.kept as f64;
             quality.expected *= kept / (kept + self.filtered as f64);
         }
-        let mut lost = vec![("malformed_record", self.malformed)];
-        lost.push(("side_band_ring_full", self.table.lost_records));
-        let losses = self.tables.losses();
-        lost.push(("unwind_tables_full", losses.full));
-        lost.push(("unwind_files_damaged", losses.damaged));
-        let mut taken = 0;
-        for (counter, count) in self.capture.counts()? {
-            match counter {
-                Counter::SamplesTaken => taken = count,
-                _ => lost.push((counter.name(), count)),
-            }
-        }
-        lost.push(("ticks_missed", ticks_missed(quality.expected, taken)));
+        let mut counted = self.count_losses()?;
+        let taken = counted.remove(Counter::SamplesTaken.name()).unwrap_or(0);
+        counted.insert("ticks_missed", ticks_missed(quality.expected, taken));
         quality
             .lost
-            .extend(lost.into_iter().filter(|&(_, count)| count > 0));
+            .extend(counted.into_iter().filter(|&(_, count)| count > 0));
         Ok(profile)
     }
+
+    /// What was lost in this window, and how many samples were taken.
+    fn count_losses(&mut self) -> Result<BTreeMap<&'static str, u64>> {
+        let losses = self.tables.losses();
+        let mut all = vec![
+            ("malformed_record", self.malformed),
+            ("side_band_ring_full", self.table.lost_records),
+            ("unwind_tables_full", losses.full),
+            ("unwind_files_damaged", losses.damaged),
+        ];
+        let counts = self.capture.counts()?.into_iter();
+        all.extend(counts.map(|(counter, count)| (counter.name(), count)));
+        let in_window = |(name, count)| {
+            let before = self.told.insert(name, count).unwrap_or(0);
+            (name, count.saturating_sub(before))
+        };
+        Ok(all.into_iter().map(in_window).collect())
+    }
+}
+
+/// Waits until the time is over, or a signal comes.
+async fn wait_for_signal(time: Duration) -> Result<Ended> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(tokio::select! {
+        () = sleep(time) => Ended::Elapsed,
+        _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
+        _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
+        _ = hangup.recv() => Ended::Signal(libc::SIGHUP),
+    })
 }
 
 /// Samples that were never taken, because the clock could not keep up with the rate. What chance

@@ -1,4 +1,4 @@
-//! The real OpenTelemetry Collector, which receives profiles and writes them to a file.
+//! The real OpenTelemetry Collector, which receives profiles and metrics and writes them to files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hotspan_proto::otlp::profiles_service::ExportProfilesServiceRequest;
+use serde_json::Value;
 
 use crate::otlp_json;
 use crate::place;
-use crate::process::{self, Guard, wait_for};
-use crate::program::cache;
+use crate::process::{Guard, wait_for};
+use crate::program::go_part;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,7 +37,7 @@ impl Collector {
         let config = folder.join("collector.yaml");
         let (grpc_port, http_port) = (place::free_port()?, place::free_port()?);
         fs::write(&config, configuration(&received, grpc_port, http_port))?;
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(go_part("collector", "otelcol-0.161.0", "otelcol")?);
         command
             .arg("--config")
             .arg(&config)
@@ -82,20 +83,26 @@ impl Collector {
     }
 }
 
-/// The collector's binary; built when it is not in the cache yet, which takes minutes.
-fn binary() -> Result<PathBuf> {
-    let cached = cache()?.join("otelcol-0.161.0/otelcol");
-    if cached.exists() {
-        return Ok(cached);
+impl Collector {
+    /// Waits until `count` requests of metrics have arrived, and returns them as the Collector wrote
+    /// them.
+    ///
+    /// # Errors
+    /// When they do not arrive in time or cannot be read.
+    pub fn wait_for_metrics(&self, count: usize) -> Result<Vec<Value>> {
+        let what = format!("the arrival of {count} requests of metrics");
+        let mut path = self.received.clone().into_os_string();
+        path.push(".metrics");
+        let text = wait_for(&what, PATIENCE, || {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            Ok((text.matches('\n').count() >= count).then_some(text))
+        })?;
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines = whole.lines().map(serde_json::from_str);
+        lines
+            .collect::<Result<_, _>>()
+            .context("what the collector wrote")
     }
-    let printed = process::output(process::cargo().args([
-        "run",
-        "--quiet",
-        "--package=xtask",
-        "--",
-        "collector",
-    ]))?;
-    Ok(printed.trim().into())
 }
 
 fn configuration(received: &Path, grpc_port: u16, http_port: u16) -> String {
@@ -109,10 +116,12 @@ receivers:
       http: {{endpoint: 127.0.0.1:{http_port}}}
 exporters:
   file: {{path: {received}, flush_interval: 50ms}}
+  file/metrics: {{path: {received}.metrics, flush_interval: 50ms}}
 service:
   telemetry: {{metrics: {{level: none}}}}
   pipelines:
     profiles: {{receivers: [otlp], exporters: [file]}}
+    metrics: {{receivers: [otlp], exporters: [file/metrics]}}
 "
     )
 }

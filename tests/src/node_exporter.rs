@@ -1,15 +1,15 @@
 //! Prometheus' node exporter, which reads the same kernel files as `hotspan use`.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::place;
 use crate::process::{Guard, wait_for};
+use crate::scrape;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -48,18 +48,6 @@ impl NodeExporter {
     /// # Errors
     /// When it does not answer with such a page.
     pub fn scrape(&self) -> Result<BTreeMap<String, f64>> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        let (_, body) = page.split_once("\r\n\r\n").context("no page")?;
-        body.lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| {
-                let (name, value) = line.rsplit_once(' ').context("no sample")?;
-                Ok((name.to_owned(), value.parse()?))
-            })
-            .collect()
+        scrape::samples(&scrape::get(self.port, "/metrics", "")?)
     }
 }

@@ -139,6 +139,20 @@ impl Recipe<'_> {
     }
 }
 
+/// A binary of a part that `cargo xtask VERB` builds; built when it is not in the cache yet, which takes
+/// minutes.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn go_part(verb: &str, folder: &str, binary: &str) -> Result<PathBuf> {
+    let cached = cache()?.join(folder).join(binary);
+    if !cached.exists() {
+        let xtask = ["run", "--quiet", "--package=xtask", "--", verb];
+        process::output(process::cargo().args(xtask))?;
+    }
+    Ok(cached)
+}
+
 /// A script that needs no compiler.
 #[must_use]
 pub fn script(path: &str) -> PathBuf {

@@ -8,9 +8,9 @@
 
 mod build_ebpf;
 mod check;
-mod collector;
 mod command;
 mod debian;
+mod go_parts;
 mod kernels;
 mod overhead;
 mod steps;
@@ -32,8 +32,10 @@ enum Verb {
     Test(test::Args),
     /// Smoke tests on other kernels, in virtual machines; needs no root.
     Kernels(kernels::Args),
-    /// Build the pinned OpenTelemetry Collector into the cache, and print its path.
+    /// Build the pinned OpenTelemetry Collector into the cache, and print the folder.
     Collector,
+    /// Build the pinned Prometheus and promtool into the cache, and print the folder.
+    Prometheus,
     /// What hotspan costs, against its promises and beside perf; needs root.
     Overhead(overhead::Args),
 }
@@ -44,7 +46,8 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
-        Verb::Collector => collector::run(),
+        Verb::Collector => go_parts::run(&go_parts::COLLECTOR),
+        Verb::Prometheus => go_parts::run(&go_parts::PROMETHEUS),
         Verb::Overhead(args) => overhead::run(&args),
     };
     match result {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::build_ebpf::Arch;
 use crate::debian::{self, Package};
 use crate::steps::Steps;
-use crate::{build_ebpf, check, collector, command, kernels, workspace};
+use crate::{build_ebpf, check, command, go_parts, kernels, workspace};
 
 /// Arguments of the verb.
 #[derive(clap::Args)]
@@ -59,7 +59,12 @@ pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     check::add_steps(&mut steps);
     steps.run("eBPF objects", || build_ebpf::build_fresh(&objects));
-    steps.run("collector", || Ok(collector::make()?.display().to_string()));
+    for (name, part) in [
+        ("collector", &go_parts::COLLECTOR),
+        ("prometheus", &go_parts::PROMETHEUS),
+    ] {
+        steps.run(name, || Ok(go_parts::make(part)?.display().to_string()));
+    }
     steps.run("release build", release_build);
     steps.finish()?;
 

@@ -13,7 +13,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::model::{
     Attributes, Data, Exemplar, ExplicitHistogram, ExponentialHistogram, Instrument, Kind, Metric,
-    Number, Point, Temporality, Value,
+    Number, Observation, Point, Temporality, Value,
 };
 
 /// Series of a metric, the specification's default.
@@ -157,6 +157,19 @@ impl Series {
             self.origin_wall_ns
         } else {
             self.last_wall_ns
+        }
+    }
+
+    /// Observes what a source says.
+    pub fn observe(&mut self, observation: Observation) {
+        let Observation {
+            instrument,
+            attributes,
+            value,
+        } = observation;
+        match instrument.kind {
+            Kind::Counter => self.total(instrument, attributes, value),
+            _ => self.value(instrument, attributes, value),
         }
     }
 

@@ -21,7 +21,13 @@ pub type Calls = BTreeMap<Cow<'static, str>, SyscallStats>;
 /// A part of a duration's distribution in nanoseconds, see [`SyscallStats::quantile_ns`].
 #[must_use]
 pub fn quantile_ns(stats: &SyscallStats, part: f64) -> u64 {
-    stats.quantile_ns(part, |start| bucket_start_ns(bucket_of(start) + 1))
+    stats.quantile_ns(part, bucket_end_ns)
+}
+
+/// Where the bucket ends that starts there, in nanoseconds.
+#[must_use]
+pub fn bucket_end_ns(start_ns: u64) -> u64 {
+    bucket_start_ns(bucket_of(start_ns) + 1)
 }
 
 /// Everything that was counted.

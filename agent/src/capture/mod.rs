@@ -14,7 +14,8 @@ mod tables;
 
 use std::{
     env, fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -49,9 +50,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/prebuilt/hotsp
 const OBJECT_VARIABLE: &str = "HOTSPAN_BPF_OBJECT";
 
 /// Which tasks are sampled. Processes are named by [`Capture::add_target`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Target {
     /// Every task on the host.
+    #[default]
     All,
     /// Processes that are added one by one.
     Pids,
@@ -68,6 +70,17 @@ pub struct Settings {
     pub rate_hz: u32,
     /// Whether kernel frames are wanted.
     pub kernel_stacks: bool,
+}
+
+/// The whole host, 99 times a second, with kernel frames.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            target: Target::All,
+            rate_hz: 99,
+            kernel_stacks: true,
+        }
+    }
 }
 
 /// Raw records, as they were read.
@@ -89,7 +102,7 @@ pub struct Capture {
     /// The unwind tables.
     pub tables: TableMaps,
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
-    _programs: Ebpf,
+    programs: Ebpf,
 }
 
 impl Capture {
@@ -135,7 +148,7 @@ impl Capture {
             counts,
             targets,
             log,
-            _programs: programs,
+            programs,
         })
     }
 
@@ -204,6 +217,12 @@ impl Capture {
         }
     }
 
+    /// Run time of each program in the kernel, as far as that is accounted for.
+    #[must_use]
+    pub fn run_times(&self) -> Vec<(String, Duration)> {
+        run_times(&self.programs)
+    }
+
     /// What the kernel side counted so far.
     ///
     /// # Errors
@@ -221,6 +240,23 @@ fn read_counts(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<(Counter, u64)>
             Ok((counter, per_cpu.iter().sum()))
         })
         .collect()
+}
+
+/// Run time of loaded programs by name, while the kernel keeps account of it
+/// (`kernel.bpf_stats_enabled`).
+fn run_times(programs: &Ebpf) -> Vec<(String, Duration)> {
+    let run_time = |fd: i32| {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let ns = text
+            .lines()
+            .find_map(|line| line.strip_prefix("run_time_ns:"))?;
+        Some(Duration::from_nanos(ns.trim().parse().ok()?))
+    };
+    let loaded = programs.programs().filter_map(|(name, program)| {
+        let fd = program.fd().ok()?.as_fd().as_raw_fd();
+        Some((name.to_owned(), run_time(fd)?))
+    });
+    loaded.filter(|(_, time)| !time.is_zero()).collect()
 }
 
 /// Which of the object's maps are used. The others are made as small as can be.

@@ -3,7 +3,7 @@
 //! In: which tasks. Out: rows, one for each system call of each process, whenever they are asked for. The
 //! counting is all in the kernel; see [`hotspan_abi::syscalls`] for how.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -62,7 +62,7 @@ pub struct SyscallCapture {
     targets: HashMap<MapData, u32, u32>,
     ring: RingBuf<MapData>,
     cpus: usize,
-    _programs: Ebpf,
+    programs: Ebpf,
 }
 
 impl SyscallCapture {
@@ -82,7 +82,7 @@ impl SyscallCapture {
             targets: HashMap::try_from(take_map(&mut programs, "TARGETS")?)?,
             ring: RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?,
             cpus: nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?,
-            _programs: programs,
+            programs,
         };
         for row in 0..MAX_ROWS as u32 {
             capture
@@ -100,7 +100,7 @@ impl SyscallCapture {
             ("syscall_exit", "sys_exit"),
             ("syscall_enter", "sys_enter"),
         ] {
-            attach_raw_tracepoint(&mut capture._programs, program, tracepoint)
+            attach_raw_tracepoint(&mut capture.programs, program, tracepoint)
                 .with_context(|| format!("cannot attach to the tracepoint {tracepoint}"))?;
         }
         Ok(capture)
@@ -194,6 +194,12 @@ impl SyscallCapture {
     #[must_use]
     pub fn knows(&self, tid: u32) -> bool {
         self.threads.get(&tid, 0).is_ok()
+    }
+
+    /// Run time of each program in the kernel, as far as that is accounted for.
+    #[must_use]
+    pub fn run_times(&self) -> Vec<(String, Duration)> {
+        super::run_times(&self.programs)
     }
 
     /// What the kernel side counted of its losses.

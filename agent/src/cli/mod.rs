@@ -2,6 +2,7 @@
 //!
 //! In: the process's arguments. Out: an exit code; 2 for a usage error, 1 for a failure.
 
+mod agent;
 mod checklist;
 mod command;
 mod diff;
@@ -49,6 +50,8 @@ enum Command {
     Diff(diff::Args),
     /// Count system calls: how often, how long, with which errors
     Syscalls(syscalls::Args),
+    /// Run until told to end: profiles, resource metrics and system calls, sent over OTLP and scraped
+    Agent(Box<agent::Args>),
     /// Check each resource of this host: utilization, saturation, errors, and who causes them
     Use(checklist::Args),
     /// Say what this kernel and these rights allow, and how to get what is lacking
@@ -74,12 +77,15 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    start_log(cli.verbose);
+    if !matches!(cli.command, Command::Agent(_)) {
+        start_log(cli.verbose);
+    }
     let result: anyhow::Result<ExitCode> = match cli.command {
         Command::Record(args) => record::run(&args),
         Command::Flamegraph(args) => flamegraph::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Syscalls(args) => syscalls::run(&args),
+        Command::Agent(args) => agent::run(&args, cli.verbose),
         Command::Use(args) => checklist::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::ShowUnwind(args) => show_unwind::run(&args),

@@ -174,7 +174,7 @@ fn plan(args: &Args) -> Result<Plan> {
 }
 
 /// Checks the rate against the kernel's own limit.
-fn rate(rate_hz: i64) -> Result<u32> {
+pub fn rate(rate_hz: i64) -> Result<u32> {
     const LIMIT: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
     let limit = fs::read_to_string(LIMIT)
         .ok()
@@ -189,7 +189,8 @@ fn rate(rate_hz: i64) -> Result<u32> {
     }
 }
 
-fn table_bytes(text: Option<&str>) -> Result<usize, UsageError> {
+/// Memory for unwind tables.
+pub fn table_bytes(text: Option<&str>) -> Result<usize, UsageError> {
     let Some(text) = text else {
         return Ok(DEFAULT_TABLE_BYTES);
     };

@@ -19,6 +19,115 @@ pub struct Instrument {
     pub kind: Kind,
 }
 
+impl Instrument {
+    /// A sum that only grows.
+    #[must_use]
+    pub const fn counter(
+        name: &'static str,
+        unit: &'static str,
+        description: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            unit,
+            description,
+            kind: Kind::Counter,
+        }
+    }
+
+    /// A sum that may shrink.
+    #[must_use]
+    pub const fn up_down(
+        name: &'static str,
+        unit: &'static str,
+        description: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            unit,
+            description,
+            kind: Kind::UpDownCounter,
+        }
+    }
+
+    /// A value that is not to be summed.
+    #[must_use]
+    pub const fn gauge(name: &'static str, unit: &'static str, description: &'static str) -> Self {
+        Self {
+            name,
+            unit,
+            description,
+            kind: Kind::Gauge,
+        }
+    }
+
+    /// A distribution.
+    #[must_use]
+    pub const fn histogram(
+        name: &'static str,
+        unit: &'static str,
+        description: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            unit,
+            description,
+            kind: Kind::Histogram,
+        }
+    }
+}
+
+/// A number that may be unknown.
+pub trait Measured {
+    /// The number.
+    fn number(self) -> Option<Number>;
+}
+
+impl<N: Into<Number>> Measured for N {
+    fn number(self) -> Option<Number> {
+        Some(self.into())
+    }
+}
+
+impl<N: Into<Number>> Measured for Option<N> {
+    fn number(self) -> Option<Number> {
+        self.map(Into::into)
+    }
+}
+
+/// What a source says of one series: a total since it began, or a value as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// Of what metric; no histogram.
+    pub instrument: &'static Instrument,
+    /// Of which series.
+    pub attributes: Attributes,
+    /// How much.
+    pub value: Number,
+}
+
+/// Observations of one round, in the order they were made.
+#[derive(Clone, Debug, Default)]
+pub struct Observations(pub Vec<Observation>);
+
+impl Observations {
+    /// Adds what is known; `None` is no observation.
+    pub fn add<const LENGTH: usize>(
+        &mut self,
+        instrument: &'static Instrument,
+        attributes: [(&'static str, Value); LENGTH],
+        value: impl Measured,
+    ) {
+        if let Some(value) = value.number() {
+            self.0.push(Observation {
+                instrument,
+                attributes: Attributes::new(attributes),
+                value,
+            });
+        }
+    }
+}
+
 /// How the points of a metric are to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

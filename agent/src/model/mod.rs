@@ -14,7 +14,7 @@ pub use address::{ElfAddr, FileOffset, RuntimeAddr};
 pub use check::{Check, Contributor, Measure, Verdict};
 pub use metric::{
     Attributes, Data, Exemplar, ExplicitHistogram, ExponentialHistogram, Instrument, Kind, Metric,
-    Number, Point, Resource, Temporality, Value,
+    Number, Observation, Observations, Point, Resource, Temporality, Value,
 };
 pub use profile::{
     Binary, BinaryIdx, BinaryKind, Frame, FrameIdx, FrameKind, Line, Process, ProcessIdx, Profile,

@@ -4,7 +4,8 @@
 //! times a second takes over what ended processes made, so that their rows serve others.
 
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
     process::ExitStatus,
     sync::Arc,
     time::{Duration, Instant},
@@ -237,6 +238,99 @@ impl Counting {
         let (now, all) = (Instant::now(), self.totals.all());
         let (then, before) = std::mem::replace(&mut self.shown, (now, all));
         Ok((since(&self.shown.1, &before), now - then))
+    }
+}
+
+/// What system calls came to since the last time, by the names of process and call.
+pub type Changes = BTreeMap<(Arc<str>, Cow<'static, str>), SyscallStats>;
+
+/// System calls of the whole host, for as long as the agent runs: what changes, and nothing more, is kept.
+pub struct SyscallMeter {
+    capture: SyscallCapture,
+    names: BTreeMap<u32, Arc<str>>,
+    /// What has been told of each system call of each process.
+    told: BTreeMap<(u32, u32), SyscallStats>,
+    changes: Changes,
+}
+
+impl SyscallMeter {
+    /// Starts to count.
+    ///
+    /// # Errors
+    /// When the kernel refuses anything.
+    pub fn start(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            capture: SyscallCapture::load(settings)?,
+            names: BTreeMap::new(),
+            told: BTreeMap::new(),
+            changes: Changes::new(),
+        })
+    }
+
+    /// Takes over what processes made that ended, so that their rows serve others.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn tick(&mut self) -> Result<()> {
+        let mut ended = Vec::new();
+        for pid in self.capture.processes() {
+            match process::name(pid) {
+                Some(name) => _ = self.names.insert(pid, name),
+                None => ended.push(pid),
+            }
+        }
+        for row in self.capture.take(&ended)? {
+            self.note(&row);
+            self.told.remove(&(row.pid, row.number));
+        }
+        for pid in ended {
+            self.names.remove(&pid);
+        }
+        Ok(())
+    }
+
+    /// What was called since the last time.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn changes(&mut self) -> Result<Changes> {
+        self.tick()?;
+        for row in self.capture.read()? {
+            self.note(&row);
+            self.told.insert((row.pid, row.number), row.stats);
+        }
+        Ok(std::mem::take(&mut self.changes))
+    }
+
+    /// Names of the processes that run.
+    pub fn process_names(&self) -> BTreeSet<Arc<str>> {
+        self.names.values().cloned().collect()
+    }
+
+    /// What was not counted, by reason.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>> {
+        self.capture.losses()
+    }
+
+    /// Run time of each program in the kernel, as far as that is accounted for.
+    pub fn run_times(&self) -> Vec<(String, Duration)> {
+        self.capture.run_times()
+    }
+
+    fn note(&mut self, row: &ProcessSyscall) {
+        let nothing = SyscallStats::default();
+        let told = self.told.get(&(row.pid, row.number)).unwrap_or(&nothing);
+        let stats = row.stats.since(told);
+        if stats.calls == 0 {
+            return;
+        }
+        let process = self.names.get(&row.pid).cloned();
+        let process = process.unwrap_or_else(|| "unknown".into());
+        let key = (process, syscall_name(row.number));
+        self.changes.entry(key).or_default().add(&stats);
     }
 }
 

@@ -60,6 +60,15 @@ pub fn threads(pid: u32) -> io::Result<Vec<u32>> {
     numbers_in(&format!("/proc/{pid}/task"))
 }
 
+/// Resident memory of a process in bytes (proc_pid_statm(5)).
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let bytes = read_bounded(&format!("/proc/{pid}/statm")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
+}
+
 /// The system call that a thread is blocked in; `None` when it is in none, or runs.
 #[must_use]
 pub fn syscall_of_thread(pid: u32, tid: u32) -> Option<u32> {

@@ -345,6 +345,14 @@ impl ProcessTable {
         self.churn.looked(pid, bytes, has_changed, now_mono_ns);
     }
 
+    /// A new window begins: what was said of processes that were sampled is not needed any more.
+    pub fn forget_sampled(&mut self) {
+        self.sampled.clear();
+        for process in self.running.values_mut() {
+            process.sampled = None;
+        }
+    }
+
     /// What a profile says about a sampled process.
     #[must_use]
     pub fn identity(&self, ProcessId(id): ProcessId) -> &Identity {

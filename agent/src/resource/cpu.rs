@@ -9,7 +9,7 @@ use super::psi::{self, Pressure};
 use super::root::Reader;
 use super::text;
 use super::verdict::{Numbers, RATIO};
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// Steps of CPU time in a second: `USER_HZ`, which is fixed in the kernel's interface.
 pub const TICKS_PER_S: u64 = 100;
@@ -241,6 +241,79 @@ fn run_queue(
         ..Numbers::default()
     };
     numbers.check("run-queue", "host", contributors.by_wait())
+}
+
+static TIME: Instrument = Instrument::counter(
+    "system.cpu.time",
+    "s",
+    "Time that each CPU spent in each mode.",
+);
+static CPUS: Instrument =
+    Instrument::up_down("system.cpu.logical.count", "{cpu}", "CPUs that are online.");
+static WAIT: Instrument = Instrument::counter(
+    "hotspan.cpu.wait.time",
+    "s",
+    "Time that threads waited for a CPU while they could run.",
+);
+static THROTTLES: Instrument = Instrument::counter(
+    "hotspan.cpu.throttles",
+    "{throttle}",
+    "How often the CPU slowed down because it was too hot.",
+);
+static SWITCHES: Instrument = Instrument::counter(
+    "hotspan.context_switches",
+    "{switch}",
+    "Switches from one thread to another.",
+);
+static CREATED: Instrument = Instrument::counter(
+    "system.process.created",
+    "{process}",
+    "Processes and threads that were started.",
+);
+static RUNNABLE: Instrument = Instrument::up_down(
+    "hotspan.threads.active",
+    "{thread}",
+    "Threads that run or could, and threads that wait for a disk.",
+);
+
+/// Tells the counters.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    let Some(stat) = &now.stat else {
+        return;
+    };
+    for (core, times) in &stat.cores {
+        for (mode, ticks) in [
+            // `nice` is a part of its own here, as it is in the kernel.
+            ("user", times.user),
+            ("nice", times.nice),
+            ("system", times.system),
+            ("idle", times.idle),
+            ("iowait", times.iowait),
+            ("interrupt", times.irq),
+            ("softirq", times.softirq),
+            ("steal", times.steal),
+        ] {
+            let attributes = [
+                ("cpu.logical_number", Value::from(*core)),
+                ("cpu.mode", Value::from(mode)),
+            ];
+            out.add(&TIME, attributes, ticks as f64 / TICKS_PER_S as f64);
+        }
+    }
+    out.add(&CPUS, [], stat.cores.len() as u64);
+    let of = |core: &u32| [("cpu.logical_number", Value::from(*core))];
+    for (core, wait_ns) in &now.wait_ns {
+        out.add(&WAIT, of(core), *wait_ns as f64 / 1e9);
+    }
+    for (core, throttles) in &now.throttles {
+        out.add(&THROTTLES, of(core), *throttles);
+    }
+    out.add(&SWITCHES, [], stat.context_switches);
+    out.add(&CREATED, [], stat.forks);
+    let state = |state: &str| [("hotspan.thread.state", Value::from(state))];
+    out.add(&RUNNABLE, state("runnable"), stat.running);
+    out.add(&RUNNABLE, state("blocked"), stat.blocked);
+    psi::observe("cpu", now.pressure, out);
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::psi::{self, Pressure};
 use super::root::Reader;
 use super::text;
 use super::verdict::{Numbers, RATIO};
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// A sector of `/proc/diskstats`, whatever the disk's own are.
 pub const SECTOR_BYTES: u64 = 512;
@@ -177,6 +177,78 @@ pub fn checks(
         checks.push(numbers.check("disk", name, Vec::new()));
     }
     checks
+}
+
+static IO: Instrument = Instrument::counter("system.disk.io", "By", "Bytes read and written.");
+static OPERATIONS: Instrument = Instrument::counter(
+    "system.disk.operations",
+    "{operation}",
+    "Operations that were completed.",
+);
+static OPERATION_TIME: Instrument = Instrument::counter(
+    "system.disk.operation_time",
+    "s",
+    "Time of all operations together.",
+);
+static MERGED: Instrument = Instrument::counter(
+    "system.disk.merged",
+    "{operation}",
+    "Operations that were put together with others.",
+);
+static IO_TIME: Instrument = Instrument::counter(
+    "system.disk.io_time",
+    "s",
+    "Time in which any operation was under way.",
+);
+static WEIGHTED_TIME: Instrument = Instrument::counter(
+    "hotspan.disk.weighted_io_time",
+    "s",
+    "Time of all operations under way together: its rate is the length of the queue.",
+);
+static IN_FLIGHT: Instrument = Instrument::up_down(
+    "hotspan.disk.operations_in_flight",
+    "{operation}",
+    "Operations under way.",
+);
+static ERRORS: Instrument = Instrument::counter(
+    "hotspan.disk.errors",
+    "{error}",
+    "Commands that failed, of SCSI disks.",
+);
+
+/// Tells the counters.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    for (name, disk) in &now.disks {
+        let device = || ("system.device", Value::from(&**name));
+        let ways = [
+            (
+                "read",
+                disk.sectors_read,
+                disk.reads,
+                disk.read_ms,
+                disk.reads_merged,
+            ),
+            (
+                "write",
+                disk.sectors_written,
+                disk.writes,
+                disk.write_ms,
+                disk.writes_merged,
+            ),
+        ];
+        for (direction, sectors, operations, ms, merged) in ways {
+            let attributes = || [device(), ("disk.io.direction", Value::from(direction))];
+            out.add(&IO, attributes(), sectors.checked_mul(SECTOR_BYTES));
+            out.add(&OPERATIONS, attributes(), operations);
+            out.add(&OPERATION_TIME, attributes(), ms as f64 / 1e3);
+            out.add(&MERGED, attributes(), merged);
+        }
+        out.add(&IO_TIME, [device()], disk.busy_ms as f64 / 1e3);
+        out.add(&WEIGHTED_TIME, [device()], disk.weighted_ms as f64 / 1e3);
+        out.add(&IN_FLIGHT, [device()], disk.in_flight);
+        out.add(&ERRORS, [device()], now.errors.get(name).copied());
+    }
+    psi::observe("io", now.pressure, out);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::interval::ratio;
 use super::root::Reader;
 use super::text;
 use super::verdict::Numbers;
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations};
 
 /// Open files, and how many there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,23 @@ pub fn checks(now: Option<Reading>) -> Vec<Check> {
         ..Numbers::default()
     };
     vec![numbers.check("file-descriptors", "host", Vec::new())]
+}
+
+static COUNT: Instrument = Instrument::up_down(
+    "hotspan.file_descriptors",
+    "{file}",
+    "Files that are open on the host.",
+);
+static LIMIT: Instrument = Instrument::up_down(
+    "hotspan.file_descriptors.limit",
+    "{file}",
+    "The most files that may be open.",
+);
+
+/// Tells the numbers.
+pub fn observe(now: Option<Reading>, out: &mut Observations) {
+    out.add(&COUNT, [], now.map(|files| files.used));
+    out.add(&LIMIT, [], now.map(|files| files.limit));
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::mounts::Mount;
 use super::root::Reader;
 use super::text;
 use super::verdict::Numbers;
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// Kinds that node_exporter leaves out: they hold no data of their own.
 const PSEUDO: &[&str] = &[
@@ -180,6 +180,55 @@ pub fn checks(interval: Interval, before: &Reading, now: &Reading) -> Vec<Check>
         }
     }
     checks
+}
+
+static USAGE: Instrument = Instrument::up_down(
+    "system.filesystem.usage",
+    "By",
+    "Bytes by state; reserved are those that only root may still use.",
+);
+static LIMIT: Instrument = Instrument::up_down("system.filesystem.limit", "By", "Bytes in all.");
+static INODES: Instrument = Instrument::up_down(
+    "hotspan.filesystem.inodes",
+    "{inode}",
+    "Files there are and may still be made.",
+);
+static ERRORS: Instrument = Instrument::counter(
+    "hotspan.filesystem.errors",
+    "{error}",
+    "Faults that ext4 found in itself since it was made.",
+);
+
+/// Tells the numbers.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    for (point, filesystem) in now {
+        let place = || {
+            [
+                ("system.device", Value::from(&*filesystem.source)),
+                ("system.filesystem.mountpoint", Value::from(&**point)),
+                ("system.filesystem.type", Value::from(&*filesystem.kind)),
+            ]
+        };
+        let in_state = |state: &str| {
+            let [device, mountpoint, kind] = place();
+            let state = ("system.filesystem.state", Value::from(state));
+            [device, mountpoint, kind, state]
+        };
+        let used = filesystem.bytes.checked_sub(filesystem.bytes_free);
+        let reserved = filesystem
+            .bytes_free
+            .checked_sub(filesystem.bytes_available);
+        out.add(&USAGE, in_state("used"), used);
+        out.add(&USAGE, in_state("free"), filesystem.bytes_available);
+        out.add(&USAGE, in_state("reserved"), reserved);
+        out.add(&LIMIT, place(), filesystem.bytes);
+        if filesystem.inodes > 0 {
+            let used = filesystem.inodes.checked_sub(filesystem.inodes_free);
+            out.add(&INODES, in_state("used"), used);
+            out.add(&INODES, in_state("free"), filesystem.inodes_free);
+        }
+        out.add(&ERRORS, place(), filesystem.errors);
+    }
 }
 
 #[cfg(test)]

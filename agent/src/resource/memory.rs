@@ -7,7 +7,7 @@ use super::psi::{self, Pressure};
 use super::root::Reader;
 use super::text;
 use super::verdict::{Numbers, RATIO};
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// Raw numbers of the host's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -152,6 +152,84 @@ pub fn checks(
     };
     checks.push(swap.check("swap", "host", Vec::new()));
     checks
+}
+
+static USAGE: Instrument = Instrument::up_down(
+    "system.memory.usage",
+    "By",
+    "Memory by who has it; the states add up to all there is.",
+);
+static LIMIT: Instrument = Instrument::up_down("system.memory.limit", "By", "All memory there is.");
+static AVAILABLE: Instrument = Instrument::up_down(
+    "system.memory.linux.available",
+    "By",
+    "What programs could get without swapping.",
+);
+static SHARED: Instrument = Instrument::up_down(
+    "system.memory.linux.shared",
+    "By",
+    "Shared memory and files in memory.",
+);
+static SLAB: Instrument = Instrument::up_down(
+    "system.memory.linux.slab.usage",
+    "By",
+    "Memory of the kernel's own objects.",
+);
+static SWAP: Instrument = Instrument::up_down("system.paging.usage", "By", "Swap space by state.");
+static FAULTS: Instrument = Instrument::counter("system.paging.faults", "{fault}", "Page faults.");
+static OPERATIONS: Instrument = Instrument::counter(
+    "system.paging.operations",
+    "{operation}",
+    "Pages read from swap and written to it.",
+);
+static STALLS: Instrument = Instrument::counter(
+    "hotspan.memory.direct_reclaims",
+    "{stall}",
+    "How often a program had to free memory itself before it got some.",
+);
+static OOM_KILLS: Instrument = Instrument::counter(
+    "hotspan.memory.oom_kills",
+    "{kill}",
+    "Processes killed for want of memory.",
+);
+
+/// Tells the numbers.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    if let Some(usage) = now.usage {
+        let state = |state: &str| [("system.memory.state", Value::from(state))];
+        // As `free` has it: the slab that can be reclaimed is a cache.
+        let cached = usage.cached.unwrap_or(0) + usage.slab_reclaimable.unwrap_or(0);
+        let buffers = usage.buffers.unwrap_or(0);
+        let used = usage.total.checked_sub(usage.free + cached + buffers);
+        out.add(&USAGE, state("used"), used);
+        out.add(&USAGE, state("free"), usage.free);
+        out.add(&USAGE, state("cached"), cached);
+        out.add(&USAGE, state("buffers"), buffers);
+        out.add(&LIMIT, [], usage.total);
+        out.add(&AVAILABLE, [], usage.available);
+        out.add(&SHARED, [], usage.shared);
+        let slab = |state: &str| [("system.memory.linux.slab.state", Value::from(state))];
+        out.add(&SLAB, slab("reclaimable"), usage.slab_reclaimable);
+        out.add(&SLAB, slab("unreclaimable"), usage.slab_unreclaimable);
+        let paging = |state: &str| [("system.paging.state", Value::from(state))];
+        let used = usage.swap_total.zip(usage.swap_free);
+        let used = used.and_then(|(total, free)| total.checked_sub(free));
+        out.add(&SWAP, paging("used"), used);
+        out.add(&SWAP, paging("free"), usage.swap_free);
+    }
+    if let Some(events) = now.events {
+        let kind = |kind: &str| [("system.paging.fault.type", Value::from(kind))];
+        let minor = events.faults.zip(events.major_faults);
+        let minor = minor.and_then(|(all, major)| all.checked_sub(major));
+        out.add(&FAULTS, kind("major"), events.major_faults);
+        out.add(&FAULTS, kind("minor"), minor);
+        let direction = |direction: &str| [("system.paging.direction", Value::from(direction))];
+        out.add(&OPERATIONS, direction("in"), events.swapped_in);
+        out.add(&OPERATIONS, direction("out"), events.swapped_out);
+        out.add(&STALLS, [], events.direct_reclaims);
+        out.add(&OOM_KILLS, [], events.oom_kills);
+    }
+    psi::observe("memory", now.pressure, out);
 }
 
 #[cfg(test)]

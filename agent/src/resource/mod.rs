@@ -11,7 +11,8 @@
 //!    `Reading` of raw counters, `read`, and `checks`, which goes through `verdict::Numbers`.
 //! 2. A field of [`Reading`] below, a line in [`Reading::read`], and one in [`checks`].
 //! 3. A rule in `verdict.rs`, with its reason. A test finds resources that have none.
-//! 4. Files for it in the fixture of `tests.rs`.
+//! 4. Its metrics: `observe`, a line in [`Reading::observe`], and a row of `METRICS.md`.
+//! 5. Files for it in the fixture of `tests.rs`.
 
 pub mod cgroup;
 mod contributors;
@@ -35,7 +36,7 @@ mod verdict;
 
 use std::time::Instant;
 
-use crate::model::Check;
+use crate::model::{Check, Observations};
 use contributors::Contributors;
 use interval::Interval;
 use root::Reader;
@@ -66,6 +67,16 @@ impl Reading {
     /// Reads everything.
     #[must_use]
     pub fn read(root: &Root) -> Self {
+        Self::read_parts(root, true)
+    }
+
+    /// Reads what [`Reading::observe`] tells: not what each process does, which costs most.
+    #[must_use]
+    pub fn read_for_metrics(root: &Root) -> Self {
+        Self::read_parts(root, false)
+    }
+
+    fn read_parts(root: &Root, with_tasks: bool) -> Self {
         let mut reader = Reader::new(root);
         let at = Instant::now();
         let reader = &mut reader;
@@ -75,7 +86,11 @@ impl Reading {
         let disk = disk::read(reader);
         let network = network::read(reader);
         let tcp = tcp::read(reader);
-        let tasks = tasks::read(reader);
+        let tasks = if with_tasks {
+            tasks::read(reader)
+        } else {
+            tasks::Reading::default()
+        };
         let mounts = mounts::read(reader);
         Self {
             at,
@@ -91,6 +106,23 @@ impl Reading {
             tasks,
             unread: reader.unread,
         }
+    }
+
+    /// Everything as metrics.
+    #[must_use]
+    pub fn observe(&self) -> Observations {
+        let mut out = Observations::default();
+        cpu::observe(&self.cpu, &mut out);
+        memory::observe(&self.memory, &mut out);
+        disk::observe(&self.disk, &mut out);
+        filesystem::observe(&self.filesystem, &mut out);
+        network::observe(&self.network, &mut out);
+        tcp::observe(&self.tcp, &mut out);
+        file_descriptors::observe(self.file_descriptors, &mut out);
+        processes::observe(&self.processes, &mut out);
+        cgroup::observe(&self.cgroup, &mut out);
+        self.unread.observe(&mut out);
+        out
     }
 }
 

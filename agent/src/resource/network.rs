@@ -7,7 +7,7 @@ use super::interval::{Interval, growth, part_of_whole};
 use super::root::Reader;
 use super::text;
 use super::verdict::Numbers;
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// Raw counters of the network.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,6 +176,73 @@ pub fn checks(interval: Interval, before: &Reading, now: &Reading) -> Vec<Check>
         checks.push(numbers.check("softnet", "host", Vec::new()));
     }
     checks
+}
+
+static IO: Instrument = Instrument::counter("system.network.io", "By", "Bytes by direction.");
+static PACKETS: Instrument = Instrument::counter(
+    "system.network.packet.count",
+    "{packet}",
+    "Packets by direction.",
+);
+static ERRORS: Instrument =
+    Instrument::counter("system.network.errors", "{error}", "Errors by direction.");
+static DROPPED: Instrument = Instrument::counter(
+    "system.network.packet.dropped",
+    "{packet}",
+    "Packets dropped by direction.",
+);
+static SPEED: Instrument = Instrument::gauge(
+    "hotspan.network.speed",
+    "By/s",
+    "What the link carries in each direction.",
+);
+static QUEUE_PROCESSED: Instrument = Instrument::counter(
+    "hotspan.softnet.processed",
+    "{packet}",
+    "Packets taken from the queue between interrupts and protocols.",
+);
+static QUEUE_DROPPED: Instrument = Instrument::counter(
+    "hotspan.softnet.dropped",
+    "{packet}",
+    "Packets that found this queue full.",
+);
+static QUEUE_SQUEEZED: Instrument = Instrument::counter(
+    "hotspan.softnet.squeezed",
+    "{squeeze}",
+    "Rounds that ended because their time was over, not because nothing was left.",
+);
+
+/// Tells the counters.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    for (name, interface) in &now.interfaces {
+        for (direction, counts) in [
+            ("receive", interface.receive),
+            ("transmit", interface.transmit),
+        ] {
+            let with = |key: &'static str| {
+                [
+                    (key, Value::from(&**name)),
+                    ("network.io.direction", Value::from(direction)),
+                ]
+            };
+            out.add(&IO, with("network.interface.name"), counts.bytes);
+            out.add(&PACKETS, with("system.device"), counts.packets);
+            out.add(&ERRORS, with("network.interface.name"), counts.errors);
+            out.add(&DROPPED, with("network.interface.name"), counts.dropped);
+        }
+        let speed = now.bits_per_s.get(name).map(|bits| *bits as f64 / 8.0);
+        out.add(
+            &SPEED,
+            [("network.interface.name", Value::from(&**name))],
+            speed,
+        );
+    }
+    for (queue, counts) in (0_u32..).zip(&now.queues) {
+        let of = || [("hotspan.queue", Value::from(queue))];
+        out.add(&QUEUE_PROCESSED, of(), counts.processed);
+        out.add(&QUEUE_DROPPED, of(), counts.dropped);
+        out.add(&QUEUE_SQUEEZED, of(), counts.squeezed);
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::interval::ratio;
 use super::root::Reader;
 use super::text;
 use super::verdict::Numbers;
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// How many threads there are and may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -69,6 +69,30 @@ pub fn checks(now: &Reading) -> Vec<Check> {
         ..Numbers::default()
     };
     vec![numbers.check("processes", "host", Vec::new())]
+}
+
+static LOAD: Instrument = Instrument::gauge(
+    "hotspan.load_average",
+    "{thread}",
+    "Threads that run, could run, or wait for a disk, on average.",
+);
+static THREADS: Instrument = Instrument::up_down("hotspan.threads", "{thread}", "All threads.");
+static LIMIT: Instrument = Instrument::up_down(
+    "system.process.limit",
+    "{process}",
+    "The most threads and processes there may be.",
+);
+
+/// Tells the numbers.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    if let Some(load) = now.load {
+        for (window, average) in ["1m", "5m", "15m"].into_iter().zip(load.averages) {
+            out.add(&LOAD, [("hotspan.window", Value::from(window))], average);
+        }
+        out.add(&THREADS, [], load.threads);
+    }
+    let limits = [now.highest_id, now.threads_limit];
+    out.add(&LIMIT, [], limits.into_iter().flatten().min());
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::interval::Interval;
 use super::text;
+use crate::model::{Instrument, Observations, Value};
 
 /// Raw counters of one pressure file, in microseconds since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,27 @@ pub fn parse(text: &str) -> Option<Pressure> {
 pub fn waiting(interval: Interval, before: Option<Pressure>, now: Option<Pressure>) -> Option<f64> {
     let some = |pressure: Option<Pressure>| pressure.map(|pressure| pressure.some_us);
     interval.share(some(before), some(now), 1e6)
+}
+
+static WAITING: Instrument = Instrument::counter(
+    "hotspan.pressure.waiting",
+    "s",
+    "Time in which at least one task waited for the resource.",
+);
+static STALLED: Instrument = Instrument::counter(
+    "hotspan.pressure.stalled",
+    "s",
+    "Time in which all tasks waited for the resource.",
+);
+
+/// Tells the pressure of the host on a resource.
+pub fn observe(resource: &'static str, pressure: Option<Pressure>, out: &mut Observations) {
+    let seconds = |us: u64| us as f64 / 1e6;
+    let resource = || [("hotspan.resource", Value::from(resource))];
+    let some = pressure.map(|pressure| seconds(pressure.some_us));
+    let full = pressure.and_then(|pressure| pressure.full_us).map(seconds);
+    out.add(&WAITING, resource(), some);
+    out.add(&STALLED, resource(), full);
 }
 
 #[cfg(test)]

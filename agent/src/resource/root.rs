@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::model::{Instrument, Observations, Value};
+
 /// No file that we read is longer, but for absurd hosts: `/proc/self/mountinfo` with 20 000 mounts.
 const MAX_BYTES: usize = 4 << 20;
 
@@ -41,6 +43,26 @@ pub struct Unread {
     pub failed: u64,
     /// There are more processes, threads or cgroups than we look at.
     pub left_out: u64,
+}
+
+static UNREAD: Instrument = Instrument::up_down(
+    "hotspan.resource.unread",
+    "{file}",
+    "Files of the kernel that the last collection could not read, by reason.",
+);
+
+impl Unread {
+    /// Tells the counts.
+    pub fn observe(&self, out: &mut Observations) {
+        for (reason, count) in [
+            ("denied", self.denied),
+            ("malformed", self.malformed),
+            ("failed", self.failed),
+            ("left_out", self.left_out),
+        ] {
+            out.add(&UNREAD, [("hotspan.reason", Value::from(reason))], count);
+        }
+    }
 }
 
 /// Reads files below a [`Root`] and keeps account of what it could not read.

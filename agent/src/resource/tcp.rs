@@ -7,7 +7,7 @@ use super::interval::{Interval, growth, ratio};
 use super::root::Reader;
 use super::text;
 use super::verdict::{Numbers, RATIO};
-use crate::model::Check;
+use crate::model::{Check, Instrument, Observations, Value};
 
 /// Raw counters of TCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,6 +132,70 @@ pub fn checks(interval: Interval, before: &Reading, now: &Reading) -> Vec<Check>
         errors: again.map(|share| (share, RATIO)),
     };
     vec![numbers.check("tcp", "host", Vec::new())]
+}
+
+static SEGMENTS: Instrument = Instrument::counter(
+    "hotspan.tcp.segments",
+    "{segment}",
+    "Segments by direction; those that only repeat are not among those sent.",
+);
+static RETRANSMITTED: Instrument = Instrument::counter(
+    "hotspan.tcp.retransmits",
+    "{segment}",
+    "Segments that were sent again.",
+);
+static OPENED: Instrument = Instrument::counter(
+    "hotspan.tcp.opens",
+    "{connection}",
+    "Connections that were opened from here, and from elsewhere.",
+);
+static FAILED: Instrument = Instrument::counter(
+    "hotspan.tcp.open_failures",
+    "{connection}",
+    "Connections that could not be opened.",
+);
+static RESETS: Instrument = Instrument::counter(
+    "hotspan.tcp.resets_sent",
+    "{segment}",
+    "Resets that were sent.",
+);
+static REFUSED: Instrument = Instrument::counter(
+    "hotspan.tcp.listen_drops",
+    "{connection}",
+    "Connections turned away because the queue of their listener was full.",
+);
+static ESTABLISHED: Instrument = Instrument::up_down(
+    "hotspan.tcp.established",
+    "{connection}",
+    "Connections that are open.",
+);
+static MEMORY: Instrument =
+    Instrument::up_down("hotspan.tcp.memory", "By", "Memory of all sockets.");
+static MEMORY_LIMIT: Instrument = Instrument::up_down(
+    "hotspan.tcp.memory.limit",
+    "By",
+    "From here on no socket gets more memory.",
+);
+
+/// Tells the counters.
+pub fn observe(now: &Reading, out: &mut Observations) {
+    if let Some(segments) = &now.segments {
+        let direction = |word: &str| [("network.io.direction", Value::from(word))];
+        out.add(&SEGMENTS, direction("receive"), segments.received);
+        out.add(&SEGMENTS, direction("transmit"), segments.sent);
+        out.add(&RETRANSMITTED, [], segments.retransmitted);
+        let side = |side: &str| [("hotspan.tcp.side", Value::from(side))];
+        out.add(&OPENED, side("active"), segments.active_opens);
+        out.add(&OPENED, side("passive"), segments.passive_opens);
+        out.add(&FAILED, [], segments.failed_opens);
+        out.add(&RESETS, [], segments.resets_sent);
+        out.add(&ESTABLISHED, [], segments.established);
+    }
+    out.add(&REFUSED, [], now.refused);
+    let page_bytes = rustix::param::page_size() as u64;
+    let bytes = |pages: u64| pages.checked_mul(page_bytes);
+    out.add(&MEMORY, [], now.memory_pages.and_then(bytes));
+    out.add(&MEMORY_LIMIT, [], now.memory_limit_pages.and_then(bytes));
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// An address's functions, innermost first, and the language they are in.
+#[derive(Clone)]
 pub struct Named {
     /// Kind of code.
     pub kind: FrameKind,

@@ -1,6 +1,11 @@
 //! The late step: a window of raw samples becomes a profile with names.
 
-use std::{collections::BTreeMap, fs, io::Read, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read,
+    sync::Arc,
+};
 
 use hotspan_abi::{limits::COMM_BYTES, records::StopReason};
 use rustc_hash::FxHashMap;
@@ -39,12 +44,65 @@ pub struct Context<'a> {
     pub end_mono_ns: u64,
 }
 
+/// Names that were looked up, so that the next window need not read symbols again.
+#[derive(Default)]
+pub struct NameCache {
+    files: FxHashMap<(BinaryId, u64), Option<Named>>,
+    kernel_addrs: BTreeSet<u64>,
+    kernel: Kallsyms,
+}
+
+/// Names that are kept from one window to the next.
+const MAX_CACHED_NAMES: usize = 1 << 16;
+
+impl NameCache {
+    /// Forgets everything, when it is much.
+    fn make_room(&mut self) {
+        if self.files.len() + self.kernel_addrs.len() > MAX_CACHED_NAMES {
+            *self = Self::default();
+        }
+    }
+
+    /// The names of ELF addresses of a file.
+    fn find(
+        &mut self,
+        id: BinaryId,
+        addrs: &[u64],
+        look_up: impl FnOnce(&[u64]) -> Vec<Option<Named>>,
+    ) -> Vec<Option<Named>> {
+        let is_new = |addr: &u64| !self.files.contains_key(&(id, *addr));
+        let new: Vec<_> = addrs.iter().copied().filter(is_new).collect();
+        if !new.is_empty() {
+            for (addr, named) in new.iter().zip(look_up(&new)) {
+                self.files.insert((id, *addr), named);
+            }
+        }
+        let cached = |addr: &u64| self.files.get(&(id, *addr)).cloned().flatten();
+        addrs.iter().map(cached).collect()
+    }
+
+    /// The kernel's symbols for addresses; those from before serve as long as they are enough.
+    fn kernel(&mut self, addrs: impl Iterator<Item = u64>) -> &Kallsyms {
+        let count = self.kernel_addrs.len();
+        self.kernel_addrs.extend(addrs);
+        if self.kernel_addrs.len() > count {
+            let read = Kallsyms::read(self.kernel_addrs.iter().copied());
+            self.kernel = read.unwrap_or_else(|error| {
+                tracing::warn!(reason = %error, "kernel functions have no names");
+                Kallsyms::default()
+            });
+        }
+        &self.kernel
+    }
+}
+
 /// Names every frame and puts the profile together. `expected` and `lost` of its quality are the
 /// caller's to fill in.
 #[must_use]
-pub fn profile(samples: &Samples, context: &Context<'_>) -> Profile {
+pub fn profile(samples: &Samples, context: &Context<'_>, names: &mut NameCache) -> Profile {
+    names.make_room();
     let mut builder = Builder::new(context);
-    let mut frames = builder.frames(samples);
+    let mut frames = builder.frames(samples, names);
     let stacks: Vec<_> = samples
         .stacks
         .iter()
@@ -107,7 +165,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Names all frames of the window, in its order.
-    fn frames(&mut self, samples: &Samples) -> Vec<NamedFrame> {
+    fn frames(&mut self, samples: &Samples, cache: &mut NameCache) -> Vec<NamedFrame> {
         let mut frames: Vec<Option<Frame>> = vec![None; samples.frames.len()];
         let mut by_file: BTreeMap<BinaryId, Vec<(usize, u64)>> = BTreeMap::new();
         let mut kernel = Vec::new();
@@ -129,7 +187,7 @@ impl<'a> Builder<'a> {
         }
         let names = FileNames::new(self.context.with_lines);
         for (binary, wanted) in by_file {
-            self.name_file(&names, binary, &wanted, &mut frames);
+            self.name_file(&names, cache, binary, &wanted, &mut frames);
         }
         let refused = names.refused();
         if refused > 0 {
@@ -139,7 +197,7 @@ impl<'a> Builder<'a> {
             );
         }
         if !kernel.is_empty() {
-            self.name_kernel(&kernel, &mut frames);
+            self.name_kernel(cache, &kernel, &mut frames);
         }
         for (process, wanted) in anonymous {
             self.name_anonymous(process, &wanted, &mut frames);
@@ -156,6 +214,7 @@ impl<'a> Builder<'a> {
     fn name_file(
         &mut self,
         names: &FileNames,
+        cache: &mut NameCache,
         id: BinaryId,
         wanted: &[(usize, u64)],
         frames: &mut [Option<Frame>],
@@ -168,8 +227,8 @@ impl<'a> Builder<'a> {
             .iter()
             .map(|&(_, offset)| known.facts.addr_of_offset(offset).unwrap_or(offset))
             .collect();
-        for ((&(slot, _), &addr), found) in wanted.iter().zip(&addrs).zip(names.find(known, &addrs))
-        {
+        let found = cache.find(id, &addrs, |new| names.find(known, new));
+        for ((&(slot, _), &addr), found) in wanted.iter().zip(&addrs).zip(found) {
             frames[slot] = Some(match found {
                 Some(Named { kind, lines }) => Frame {
                     kind,
@@ -205,12 +264,13 @@ impl<'a> Builder<'a> {
         BinaryIdx(self.profile.binaries.len() as u32 - 1)
     }
 
-    fn name_kernel(&mut self, wanted: &[(usize, u64)], frames: &mut [Option<Frame>]) {
-        let addrs = wanted.iter().map(|&(_, addr)| addr);
-        let symbols = Kallsyms::read(addrs).unwrap_or_else(|error| {
-            tracing::warn!(reason = %error, "kernel functions have no names");
-            Kallsyms::default()
-        });
+    fn name_kernel(
+        &mut self,
+        cache: &mut NameCache,
+        wanted: &[(usize, u64)],
+        frames: &mut [Option<Frame>],
+    ) {
+        let symbols = cache.kernel(wanted.iter().map(|&(_, addr)| addr));
         for &(slot, addr) in wanted {
             frames[slot] = Some(match symbols.find(addr) {
                 Some(symbol) => {

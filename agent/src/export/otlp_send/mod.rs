@@ -20,6 +20,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use hotspan_proto::otlp::{
+    metrics_service::ExportMetricsServiceRequest as MetricsRequest,
+    profiles_service::ExportProfilesServiceRequest as ProfilesRequest,
+};
+
 pub use self::{
     endpoint::{BadEndpoint, Endpoint, Protocol},
     failure::Failure,

@@ -7,6 +7,7 @@
 
 mod checks;
 mod files;
+mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +18,7 @@ use super::root::Reader;
 use super::text;
 
 pub use checks::{Host, checks};
+pub use metrics::observe;
 
 /// More cgroups are left out, and counted.
 const MAX_GROUPS: usize = 20_000;

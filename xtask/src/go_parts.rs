@@ -1,7 +1,8 @@
-//! `cargo xtask collector`: the real OpenTelemetry Collector, for the live tests.
+//! `cargo xtask collector` and `cargo xtask prometheus`: the real counterparts of the live tests that are
+//! written in Go.
 //!
-//! In: `xtask/collector`, a Go program of the Collector's own modules, each pinned by checksum.
-//! Out: the path of the binary in the cache, where it is built once.
+//! In: `xtask/collector` and `xtask/prometheus`, Go modules in which everything is pinned by checksum.
+//! Out: the paths of binaries in the cache, where they are built once.
 
 use std::env;
 use std::fs;
@@ -14,26 +15,72 @@ use serde::Deserialize;
 
 use crate::{command, workspace};
 
-/// Version of the Collector; go.mod has the same.
-const VERSION: &str = "0.161.0";
+/// A part, and how it is built.
+pub struct Part {
+    /// What to call it.
+    name: &'static str,
+    /// Its version; go.mod has the same.
+    version: &'static str,
+    /// Its folder in the cache, before the version.
+    cached_as: &'static str,
+    /// Where its go.mod is.
+    source: &'static str,
+    /// Binaries and the packages that they are built from.
+    binaries: &'static [(&'static str, &'static str)],
+}
+
+/// The OpenTelemetry Collector.
+pub static COLLECTOR: Part = Part {
+    name: "the OpenTelemetry Collector",
+    version: "0.161.0",
+    cached_as: "otelcol",
+    source: "xtask/collector",
+    binaries: &[("otelcol", ".")],
+};
+
+/// Prometheus and the checker of scrape pages.
+pub static PROMETHEUS: Part = Part {
+    name: "Prometheus",
+    version: "0.315.0",
+    cached_as: "prometheus",
+    source: "xtask/prometheus",
+    binaries: &[
+        ("promtool", "github.com/prometheus/prometheus/cmd/promtool"),
+        (
+            "prometheus",
+            "github.com/prometheus/prometheus/cmd/prometheus",
+        ),
+    ],
+};
+
 /// The oldest Go that go.mod accepts, and the one that is fetched where only an older is.
 const GO_MINIMUM: (u32, u32) = (1, 26);
 const GO_FETCHED: &str = "1.26.8";
 
-/// Runs the verb.
-pub fn run() -> Result<()> {
-    println!("{}", make()?.display());
+/// Runs the verb: prints the folder of the binaries.
+pub fn run(part: &Part) -> Result<()> {
+    println!("{}", make(part)?.display());
     Ok(())
 }
 
-/// Builds the Collector unless it is there, and returns its path.
-pub fn make() -> Result<PathBuf> {
-    let folder = workspace::cache()?.join(format!("otelcol-{VERSION}"));
-    workspace::make_once(&folder, "otelcol", |fresh| {
-        eprintln!("building the OpenTelemetry Collector {VERSION}, which takes some minutes");
+/// Builds a part unless it is there, and returns the folder of its binaries.
+pub fn make(part: &Part) -> Result<PathBuf> {
+    let Part {
+        name,
+        version,
+        cached_as,
+        source,
+        binaries,
+    } = part;
+    let folder = workspace::cache()?.join(format!("{cached_as}-{version}"));
+    // The last binary is there when all are.
+    let last = binaries.last().map_or("", |(binary, _)| binary);
+    let made = workspace::make_once(&folder, last, |fresh| {
+        eprintln!("building {name} {version}, which takes some minutes");
         let go = find_go()?;
-        command::output(
-            Command::new(go)
+        for (binary, package) in *binaries {
+            let mut build = Command::new(&go);
+            build
                 .args([
                     "build",
                     "-mod=readonly",
@@ -41,15 +88,17 @@ pub fn make() -> Result<PathBuf> {
                     "-ldflags=-s -w",
                     "-o",
                 ])
-                .arg(fresh.join("otelcol"))
-                .arg(".")
+                .arg(fresh.join(binary))
+                .arg(package)
                 .env("CGO_ENABLED", "0")
                 // Set for an installed Go, it would be wrong for a fetched one.
                 .env_remove("GOROOT")
-                .current_dir(workspace::root().join("xtask/collector")),
-        )
-        .map(drop)
-    })
+                .current_dir(workspace::root().join(source));
+            command::output(&mut build)?;
+        }
+        Ok(())
+    })?;
+    Ok(made.parent().unwrap_or(&made).to_owned())
 }
 
 /// A Go that is new enough: the installed one, or one that it fetches.
