@@ -25,7 +25,7 @@ use hotspan_abi::{
 use regex::bytes::Regex;
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -104,6 +104,36 @@ pub enum Ended {
     CommandExited(ExitStatus),
     /// Every process that was named has ended.
     TargetsGone,
+}
+
+/// The signals that ask for the end. One that comes while nobody waits is not lost, as long as this lives.
+pub struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl EndSignals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When signals cannot be received.
+    pub fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The number of the next one.
+    pub async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => libc::SIGINT,
+            _ = self.terminate.recv() => libc::SIGTERM,
+            _ = self.hangup.recv() => libc::SIGHUP,
+        }
+    }
 }
 
 /// A recording under way.
@@ -251,16 +281,14 @@ impl Recording {
     /// Records until something ends it, or the time is over: it may go on then; `progress` is told the number of samples now and then.
     ///
     /// # Errors
-    /// When signals cannot be received or the child is lost.
+    /// When the child is lost.
     pub async fn run(
         &mut self,
         duration: Option<Duration>,
+        signals: &mut EndSignals,
         mut child: Option<&mut Child>,
         mut progress: impl FnMut(u64),
     ) -> Result<Ended> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let news = self.capture.process_news()?;
         let tables_made = self.tables.news();
         let mut tick = interval(TICK);
@@ -281,9 +309,7 @@ impl Recording {
             };
             let ended = tokio::select! {
                 () = &mut elapsed => Ended::Elapsed,
-                _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
-                _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
-                _ = hangup.recv() => Ended::Signal(libc::SIGHUP),
+                signal = signals.next() => Ended::Signal(signal),
                 status = command_exit => Ended::CommandExited(status.context("lost the command")?),
                 guard = news.readable() => {
                     // A process that starts maps several files in a row: let it.
@@ -575,19 +601,6 @@ impl Recording {
         };
         Ok(all.into_iter().map(in_window).collect())
     }
-}
-
-/// Waits until the time is over, or a signal comes.
-async fn wait_for_signal(time: Duration) -> Result<Ended> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(tokio::select! {
-        () = sleep(time) => Ended::Elapsed,
-        _ = interrupt.recv() => Ended::Signal(libc::SIGINT),
-        _ = terminate.recv() => Ended::Signal(libc::SIGTERM),
-        _ = hangup.recv() => Ended::Signal(libc::SIGHUP),
-    })
 }
 
 /// Samples that were never taken, because the clock could not keep up with the rate. What chance

@@ -5,6 +5,7 @@
 //! stacks is turned into [`stacks::Stacks`]; the other sources are perf ([`perf`]), the formats
 //! ([`formats`]), and programs that read them ([`collector`], [`browser`], [`python`]).
 
+pub mod bpf_maps;
 pub mod browser;
 pub mod chains;
 pub mod collector;

@@ -23,7 +23,7 @@ use crate::{
         summary::Summary,
     },
     model::Profile,
-    pipeline::{Ended, Plan, Recording},
+    pipeline::{EndSignals, Ended, Plan, Recording},
     process,
     unwind::Cache,
 };
@@ -112,6 +112,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        let mut signals = EndSignals::listen()?;
         let mut recording = Recording::prepare(plan)?;
         recording.start()?;
         let keep_stdout = args.json || args.outputs.iter().any(|path| path == "-");
@@ -119,7 +120,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let mut child = command::start(&args.command, keep_stdout, launch)?;
         let progress = progress(duration);
         let ended = recording
-            .run(duration, child.as_mut(), |kept| {
+            .run(duration, &mut signals, child.as_mut(), |kept| {
                 progress.set_message(format!("{kept} samples"))
             })
             .await?;

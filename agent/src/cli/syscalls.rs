@@ -17,6 +17,7 @@ use crate::aggregate::syscalls::{Calls, quantile_ns};
 use crate::capture::{Settings, features};
 use crate::decode::syscalls::errno_name;
 use crate::model::SyscallStats;
+use crate::pipeline::EndSignals;
 use crate::pipeline::syscalls::{Counting, Plan};
 use crate::process;
 
@@ -110,10 +111,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        let mut signals = EndSignals::listen()?;
         let mut counting = Counting::start(&plan)?;
         let launch = |command: &mut Command| counting.launch(command);
         let mut child = command::start(&args.command, args.json || args.top, launch)?;
-        let status = counting.run(limit, refresh, child.as_mut(), show).await?;
+        let status = counting
+            .run(limit, refresh, &mut signals, child.as_mut(), show)
+            .await?;
         process::restore_signals();
         write(args, &report(&mut counting, args.by_process)?)?;
         let status = match (status, child) {

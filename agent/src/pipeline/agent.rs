@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Ended, Plan as RecordingPlan, Recording,
+    EndSignals, Ended, Plan as RecordingPlan, Recording,
     exporter::Exporter,
     meters::{ExportState, Meters},
     syscalls::SyscallMeter,
@@ -74,6 +74,7 @@ pub async fn run(plan: Plan) -> Result<()> {
 }
 
 struct Agent {
+    signals: EndSignals,
     recording: Option<Recording>,
     window: Duration,
     metrics_every: Duration,
@@ -141,6 +142,7 @@ impl Agent {
             host: Host::this_one(),
         };
         Ok(Self {
+            signals: EndSignals::listen()?,
             recording,
             window: plan.window,
             metrics_every: plan.metrics_every,
@@ -198,10 +200,14 @@ impl Agent {
 
     /// Samples until the time is over, or a signal comes.
     async fn wait(&mut self, time: Duration) -> Result<Ended> {
-        match &mut self.recording {
-            Some(recording) => recording.run(Some(time), None, |_| ()).await,
-            None => super::wait_for_signal(time).await,
+        if let Some(recording) = &mut self.recording {
+            let signals = &mut self.signals;
+            return recording.run(Some(time), signals, None, |_| ()).await;
         }
+        Ok(tokio::select! {
+            () = sleep(time) => Ended::Elapsed,
+            signal = self.signals.next() => Ended::Signal(signal),
+        })
     }
 
     fn send_window(&mut self) -> Result<()> {

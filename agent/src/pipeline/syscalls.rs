@@ -15,10 +15,10 @@ use anyhow::{Context as _, Result};
 use hotspan_abi::settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE};
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use super::EndSignals;
 use crate::{
     aggregate::syscalls::{Calls, SyscallTotals, since},
     capture::{ProcessSyscall, Settings, SyscallCapture, Target},
@@ -110,17 +110,15 @@ impl Counting {
     /// that was; false ends the counting.
     ///
     /// # Errors
-    /// When signals cannot be received, a map cannot be read, or the child is lost.
+    /// When a map cannot be read, or the child is lost.
     pub async fn run(
         &mut self,
         limit: Option<Duration>,
         refresh: Option<Duration>,
+        signals: &mut EndSignals,
         mut child: Option<&mut Child>,
         mut show: impl FnMut(&Calls, Duration) -> bool,
     ) -> Result<Option<ExitStatus>> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let mut tick = interval(TICK.min(refresh.unwrap_or(TICK)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {
@@ -139,10 +137,8 @@ impl Counting {
             };
             tokio::select! {
                 () = &mut elapsed => return Ok(None),
-                _ = interrupt.recv() => return Ok(None),
-                _ = hangup.recv() => return Ok(None),
-                _ = terminate.recv() => {
-                    if let Some(child) = &child {
+                signal = signals.next() => {
+                    if signal == libc::SIGTERM && let Some(child) = &child {
                         process::terminate(child);
                     }
                     return Ok(None);
