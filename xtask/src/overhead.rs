@@ -15,6 +15,7 @@
 mod bench;
 mod bpf_time;
 mod brief;
+mod collection;
 mod complete;
 mod crowd;
 mod kernel;
@@ -65,7 +66,7 @@ pub struct Args {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measure); 10] = [
+const MEASUREMENTS: [(&str, Measure); 11] = [
     ("complete-stacks", complete::measure),
     ("first-sample", start::measure_first_sample),
     ("one-second", start::measure_one_second),
@@ -75,6 +76,7 @@ const MEASUREMENTS: [(&str, Measure); 10] = [
     ("brief-processes", brief::measure),
     ("bpf-time", bpf_time::measure),
     ("syscall-cost", syscall_cost::measure),
+    ("collection", collection::measure),
     ("large-binary", large_binary::measure),
 ];
 
@@ -101,6 +103,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "linux-perf",           provides: "perf" },
     Package { name: "nodejs",               provides: "node" },
     Package { name: "perl",                 provides: "perl" },
+    Package { name: "prometheus-node-exporter", provides: "prometheus-node-exporter" },
     Package { name: "python3",              provides: "/usr/bin/python3" },
     Package { name: "strace",               provides: "strace" },
 ];

@@ -194,6 +194,19 @@ impl Bench {
         Ok(load)
     }
 
+    /// Starts a program that serves until it is killed.
+    pub fn serve(&self, command: &mut Command) -> Result<Load> {
+        let program = command.get_program().display().to_string();
+        let quiet = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = kernel::run_first(quiet).spawn();
+        Ok(Load(
+            child.with_context(|| format!("cannot run {program}"))?,
+        ))
+    }
+
     /// A process that keeps one CPU busy, and has it for itself.
     pub fn busy_load(&self) -> Result<Load> {
         self.load(Frames::Pointers, "stack", self.cpu(), 8)
