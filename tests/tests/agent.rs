@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hotspan_tests::collector::Collector;
 use hotspan_tests::node_exporter::NodeExporter;
 use hotspan_tests::place;
-use hotspan_tests::process::wait_for;
+use hotspan_tests::process::{self, wait_for};
 use hotspan_tests::program::{self, Build};
 use hotspan_tests::prometheus::{Prometheus, check_page};
 use hotspan_tests::recorder::{Hotspan, Running};
@@ -155,6 +156,10 @@ fn a_prometheus_scrapes_and_answers() -> Result<()> {
         busy < 1.5 * cpus,
         "{busy} CPU seconds a second on {cpus} CPUs"
     );
+    // A process that ends at once is seen, too: the shell makes this call.
+    process::output(Command::new("sh").args(["-c", "umask 077"]))?;
+    let short = "sum(hotspan_syscall_duration_seconds_count{hotspan_syscall_name=\"umask\"})";
+    ensure!(prometheus.query(short)?[0] >= 1.0);
     let calls = "sum by (hotspan_syscall_name) (hotspan_syscall_duration_seconds_count)";
     ensure!(prometheus.query(calls)?.len() > 5);
     let quantile = "histogram_quantile(0.99, sum by (le) (rate(hotspan_syscall_duration_seconds_bucket[10s])))";

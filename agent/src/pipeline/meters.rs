@@ -4,9 +4,9 @@
 //! here, so that a scrape is as fresh as it can be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -88,6 +88,10 @@ static VALUES_REFUSED: Instrument = Instrument::counter(
     "Values that are no measurement, or found no room.",
 );
 
+/// Series stay so long when the last process of their name has ended: who scrapes once a minute is to see
+/// what short ones did.
+const SERIES_OUTLIVE: Duration = Duration::from_secs(300);
+
 /// What a part of the pipeline tells of itself: a signal's name, and how its exporter fares.
 pub type ExportState = Box<dyn Fn() -> (&'static str, ExportHealth)>;
 
@@ -97,6 +101,8 @@ pub struct Meters {
     series: Series,
     syscalls: Option<SyscallMeter>,
     exports: Vec<ExportState>,
+    /// Names of processes that run or have made calls, and when that was known last.
+    seen: BTreeMap<Arc<str>, Instant>,
     run_times: Vec<(String, Duration)>,
     samples: u64,
     lost: BTreeMap<&'static str, u64>,
@@ -111,6 +117,7 @@ impl Meters {
             series: Series::new(budget, Clock::read().wall_of_boot(0)),
             syscalls,
             exports,
+            seen: BTreeMap::new(),
             run_times: Vec::new(),
             samples: 0,
             lost: BTreeMap::new(),
@@ -161,7 +168,12 @@ impl Meters {
             return Ok(());
         };
         let changes = syscalls.changes()?;
-        let running: BTreeSet<Arc<str>> = syscalls.process_names();
+        let now = Instant::now();
+        let running = syscalls.process_names().into_iter();
+        let called = changes.keys().map(|(process, _)| process.clone());
+        self.seen
+            .extend(running.chain(called).map(|name| (name, now)));
+        self.seen.retain(|_, seen| now - *seen < SERIES_OUTLIVE);
         for (reason, count) in syscalls.losses()? {
             let attributes = Attributes::new([("reason", Value::from(reason))]);
             self.series.total(&SYSCALLS_LOST, attributes, count.into());
@@ -183,10 +195,10 @@ impl Meters {
                 self.series.add(&SYSCALL_ERRORS, attributes, count.into());
             }
         }
-        // A series lasts as long as there is a process of its name.
+        let seen = &self.seen;
         self.series
             .forget(|attributes| match attributes.get("hotspan.process.name") {
-                Some(Value::Text(name)) => !running.contains(name),
+                Some(Value::Text(name)) => !seen.contains_key(name),
                 _ => false,
             });
         Ok(())
