@@ -266,12 +266,13 @@ fn lazy_binding() -> Result<()> {
     let flags = ["-DRESOLVE", "-fno-pie", "-no-pie", "-Wl,-z,lazy,-z,norelro"];
     let stacks = linkage("plt_resolve", &flags)?;
     let paths = format!(
-        "{START} > call_many > {CHEAP} | {STUBS} | _dl_runtime_resolve…
+        "{START} > call_many > {CHEAP} | {STUBS} | plt_resolve+… | _dl_runtime_resolve…
         _dl_runtime_resolve… > _dl_fixup > *
         {CLOCK}"
     );
-    // In the first instructions of what it calls, the register by which the frame of
-    // `_dl_runtime_resolve` is known is not saved yet: there the stack is cut.
+    // The head of the table, which all stubs go on to, has no name. In the first instructions of what
+    // it calls, the register by which the frame of `_dl_runtime_resolve` is known is not saved yet:
+    // there the stack is cut.
     Chains::parse(&paths)?.check(&stacks, stacks.total() / 200, &["_dl_runtime_resolve…"])
 }
 

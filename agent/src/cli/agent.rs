@@ -1,13 +1,13 @@
 //! `hotspan agent`: runs until it is told to end, and sends what it sees.
 
 use std::fs::File as FsFile;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::{UsageError, duration, record};
 use crate::aggregate::DEFAULT_BUDGET;
@@ -157,8 +157,13 @@ fn read_file(path: &Path) -> Result<File> {
 }
 
 fn listen(address: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| {
-        format!("cannot serve metrics at {address}; give a free HOST:PORT, like 127.0.0.1:9464")
+    const FIX: &str = "give a free HOST:PORT, like 127.0.0.1:9464";
+    TcpListener::bind(address).map_err(|error| {
+        let text = format!("cannot serve metrics at {address}: {error}; {FIX}");
+        match error.kind() {
+            io::ErrorKind::InvalidInput => UsageError(text).into(),
+            _ => anyhow!(text),
+        }
     })
 }
 

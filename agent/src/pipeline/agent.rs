@@ -29,6 +29,7 @@ use crate::{
         prometheus::{self, Format, Page},
     },
     model::{Profile, Resource},
+    process,
 };
 
 /// Scrapes that are answered at once; the next ones wait.
@@ -224,6 +225,8 @@ impl Agent {
             exporter.push(otlp_profiles::requests(&profile, &self.scraped.host));
         }
         tell(&profile);
+        drop(profile);
+        process::give_back_memory();
         Ok(())
     }
 

@@ -30,6 +30,6 @@ pub use proc_files::{
     container_of_cgroup, is_running, name, process_of_thread, processes, resident_bytes,
     syscall_of_thread, threads,
 };
-pub use signal::{restore_signals, share_heap, survive_cut_files, terminate};
+pub use signal::{give_back_memory, restore_signals, share_heap, survive_cut_files, terminate};
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};
 pub use target_root::{LastLink, TargetRoot};

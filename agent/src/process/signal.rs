@@ -111,6 +111,16 @@ pub fn share_heap() {
     }
 }
 
+/// Gives memory that was freed back to the kernel. The allocator keeps it otherwise, and what it takes to
+/// make tables and names once is much more than what stays.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches free memory of the allocator only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{io::Write, os::fd::AsRawFd};
