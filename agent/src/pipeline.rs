@@ -43,7 +43,7 @@ use crate::{
         side_band::{self, SideBandRecord},
     },
     model::{ProcessId, Profile, RawFrame},
-    process::{Binaries, CpuAccount, ProcessTable, Scope, Watched},
+    process::{self, Binaries, CpuAccount, ProcessTable, Scope, Watched},
     symbolize::{
         normalize::{Addresses, normalize},
         profile::{Context, NameCache, profile},
@@ -395,6 +395,11 @@ impl Recording {
             && time < until
         {
             self.ended.pop_front();
+            // The news of its start may have come after those of its end.
+            if self.table.mappings(pid).is_some() && !process::is_running(pid) {
+                self.table.exit(pid);
+                self.table.forget_exited();
+            }
             if self.table.mappings(pid).is_none() {
                 self.capture.remove_target(pid);
             }
