@@ -262,13 +262,11 @@ fn whole_host_and_processes_are_told_apart() -> Result<()> {
         .args("--all --by-process --json --duration 60s")
         .start()?;
     let hotspan = running.pid();
-    // It counts when it handles signals.
+    // The programs are attached one after the other, in some milliseconds.
     process::wait_for("the counting", Duration::from_secs(20), || {
-        let status = fs::read_to_string(format!("/proc/{hotspan}/status"))?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = u64::from_str_radix(caught.context("no SigCgt")?.trim(), 16)?;
-        Ok((caught & 1 << (Signal::INT.as_raw() - 1) != 0).then_some(()))
+        Ok(process::has_open(hotspan, "anon_inode:bpf_link").then_some(()))
     })?;
+    thread::sleep(Duration::from_millis(500));
     let mut storm = Guard::start(Command::new(storm).arg("20000").stdout(Stdio::null()))?;
     let parent = storm.pid();
     storm.wait(Duration::from_secs(20))?;

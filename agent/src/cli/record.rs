@@ -383,6 +383,9 @@ fn report(args: &Args, summary: &Summary<'_>) -> Result<()> {
 
 fn why_nothing(args: &Args, profile: &Profile) -> String {
     let quality = &profile.quality;
+    if args.comm.is_some() {
+        return "no process or thread with such a name ran; leave --comm out to see who did".into();
+    }
     if !quality.lost.is_empty() {
         let lost: Vec<_> = quality
             .lost
@@ -390,9 +393,6 @@ fn why_nothing(args: &Args, profile: &Profile) -> String {
             .map(|(reason, n)| format!("{n} {reason}"))
             .collect();
         return format!("all were lost ({}); try a lower --rate", lost.join(", "));
-    }
-    if args.comm.is_some() {
-        return "no process or thread with such a name ran; leave --comm out to see who did".into();
     }
     if !args.command.is_empty() {
         return format!(

@@ -76,9 +76,12 @@ pub fn syscall_of_thread(pid: u32, tid: u32) -> Option<u32> {
     parse_syscall(&String::from_utf8_lossy(&bytes))
 }
 
-/// `NUMBER ARGUMENTS…`, `running`, or -1 for a thread that is blocked elsewhere (proc_pid_syscall(5)).
+/// `NUMBER ARGUMENTS… SP PC`, `running`, or -1 for a thread that is blocked elsewhere (proc_pid_syscall(5)).
+/// Of the kernel's own threads everything is zero.
 fn parse_syscall(text: &str) -> Option<u32> {
-    text.split_whitespace().next()?.parse().ok()
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    (words.next_back()? != "0x0").then_some(number)
 }
 
 fn numbers_in(directory: &str) -> io::Result<Vec<u32>> {
@@ -226,6 +229,7 @@ mod tests {
     fn system_call_of_a_blocked_thread_is_a_number() {
         for (text, expected) in [
             ("230 0x0 0x7ffd 0x0 0x0 0x0 0x0 0x7ffd 0x7f00\n", Some(230)),
+            ("0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n", None),
             ("running\n", None),
             ("-1 0x7ffd 0x7f00\n", None),
             ("", None),
