@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod early;
+pub mod events;
 mod exporter;
 mod meters;
 pub mod syscalls;

@@ -6,6 +6,7 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 use aya_ebpf::helpers::generated as raw;
 use hotspan_abi::{
     counters::Counter,
+    durations::{BUCKETS, Durations, bucket_of},
     limits::WINDOW_WORDS,
     settings::{GENERATION_OF_AGENT, GENERATION_OF_KERNEL},
     unwind::{SEGMENT_WORDS, WideRule},
@@ -237,4 +238,21 @@ pub unsafe fn add_to(number: *mut u64, more: u64) {
     unsafe {
         asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) more, options(nostack))
     };
+}
+
+/// Adds a duration to a row of this CPU.
+///
+/// # Safety
+/// The row is in a map.
+#[inline(always)]
+pub unsafe fn add_duration(to: *mut Durations, duration_ns: u64) {
+    // SAFETY: the caller vouches for the row.
+    let to = unsafe { &mut *to };
+    to.count += 1;
+    to.total_ns += duration_ns;
+    if to.max_ns < duration_ns {
+        to.max_ns = duration_ns;
+    }
+    let bucket = opaque(bucket_of(duration_ns).into()) as usize & (BUCKETS - 1);
+    to.buckets[bucket] += 1;
 }

@@ -9,10 +9,15 @@ use aya_ebpf::{
 };
 use hotspan_abi::{
     counters::COUNTERS,
+    durations::Durations,
     limits::{MAX_TARGETS, RING_BYTES},
     records::{SampleRecord, SnapshotRecord},
-    settings::{Offsets, TargetMode},
-    syscalls::{ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, Row, RowKey, Thread},
+    resources::{
+        DiskRequest, EventKey, MAX_DISKS, MAX_EVENT_ROWS, MAX_RECLAIMING, MAX_REQUESTS,
+        MAX_SWITCHED, SOFTIRQS, Switched, WAITING_SYSCALLS,
+    },
+    settings::{Offsets, ResourceOffsets, TargetMode},
+    syscalls::{ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, RowKey, Thread},
     unwind::{MAX_PROCESSES, MAX_SEGMENTS, MAX_WIDE_RULES, ProcessTable, SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::unwind::Unwinder;
@@ -93,7 +98,7 @@ pub static SYSCALL_ROW_OF: HashMap<RowKey, u32, MAX_ROWS> = HashMap::new();
 
 /// What the calls came to.
 #[btf_map]
-pub static SYSCALL_ROWS: PerCpuArray<Row, MAX_ROWS> = PerCpuArray::new();
+pub static SYSCALL_ROWS: PerCpuArray<Durations, MAX_ROWS> = PerCpuArray::new();
 
 /// Rows that belong to nobody; the agent fills it, and gives back those of processes that ended.
 #[btf_map]
@@ -102,6 +107,47 @@ pub static FREE_ROWS: Queue<u32, MAX_ROWS> = Queue::new();
 /// Calls that failed.
 #[btf_map]
 pub static SYSCALL_ERRORS: HashMap<ErrorKey, u64, MAX_ERRORS> = HashMap::new();
+
+/// The row of each kind of event that happened to somebody. The maps of events have one entry when these are
+/// not counted.
+#[btf_map]
+pub static EVENT_ROW_OF: HashMap<EventKey, u32, MAX_EVENT_ROWS> = HashMap::new();
+
+/// What events came to.
+#[btf_map]
+pub static EVENT_ROWS: PerCpuArray<Durations, MAX_EVENT_ROWS> = PerCpuArray::new();
+
+/// Rows that belong to nobody; the agent fills it, and gives back those of cgroups that are gone.
+#[btf_map]
+pub static FREE_EVENT_ROWS: Queue<u32, MAX_EVENT_ROWS> = Queue::new();
+
+/// Threads that CPUs are switched to and from, by tid.
+#[btf_map]
+pub static SWITCHED: HashMap<u32, Switched, MAX_SWITCHED> = HashMap::new();
+
+/// Why a thread waits in a system call: an event by the call's number, 0 for no special reason.
+#[btf_map]
+pub static WAITS_OF_SYSCALLS: Array<u32, WAITING_SYSCALLS> = Array::new();
+
+/// The run queue of each CPU, as far as it was looked up.
+#[btf_map]
+pub static RUN_QUEUE: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Requests that disks work on, by the address of the kernel's.
+#[btf_map]
+pub static DISK_REQUESTS: HashMap<u64, DiskRequest, MAX_REQUESTS> = HashMap::new();
+
+/// How many requests each disk works on.
+#[btf_map]
+pub static DISK_DEPTH: HashMap<u32, u64, MAX_DISKS> = HashMap::new();
+
+/// When threads began to reclaim memory, by tid.
+#[btf_map]
+pub static RECLAIMING: HashMap<u32, u64, MAX_RECLAIMING> = HashMap::new();
+
+/// When this CPU began with work that interrupts left, by its kind.
+#[btf_map]
+pub static SOFTIRQ_START: PerCpuArray<u64, { SOFTIRQS as usize }> = PerCpuArray::new();
 
 /// A process whose system calls are not counted: the agent.
 #[unsafe(no_mangle)]
@@ -128,6 +174,10 @@ pub static TARGET_CGROUP: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
 
+/// Members' offsets that only programs of resources need.
+#[unsafe(no_mangle)]
+pub static RESOURCE_OFFSETS: Global<ResourceOffsets> = Global::new(ResourceOffsets::ZERO);
+
 /// The offset of one member. Only this word is read, so that the verifier sees a constant.
 macro_rules! offset_of {
     ($member:ident) => {{
@@ -138,6 +188,17 @@ macro_rules! offset_of {
     }};
 }
 pub(crate) use offset_of;
+
+/// The same for members that only programs of resources need.
+macro_rules! resource_offset {
+    ($member:ident) => {{
+        let offsets = (&raw const $crate::maps::RESOURCE_OFFSETS)
+            .cast::<hotspan_abi::settings::ResourceOffsets>();
+        // SAFETY: as above.
+        unsafe { core::ptr::read_volatile(&raw const (*offsets).$member) as u64 }
+    }};
+}
+pub(crate) use resource_offset;
 
 /// The helpers that trace are for GPL programs only; the kernel reads this section.
 #[unsafe(link_section = "license")]

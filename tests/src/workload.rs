@@ -148,7 +148,11 @@ impl Workload {
         self.lines_until(line).map(drop)
     }
 
-    fn lines_until(&self, last: &str) -> Result<Vec<String>> {
+    /// What the workload says before it says `last`.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn lines_until(&self, last: &str) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         loop {
             let said = self.lines.recv_timeout(PATIENCE);

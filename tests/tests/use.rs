@@ -31,7 +31,9 @@ fn reports(run: &Finished) -> Result<Vec<Vec<Value>>> {
 }
 
 fn check_shape(check: &Value) -> Result<()> {
-    let keys: Vec<_> = check.as_object().context("no object")?.keys().collect();
+    let keys = check.as_object().context("no object")?.keys();
+    // Only some have it, and only where the kernel side counts.
+    let keys: Vec<_> = keys.filter(|key| *key != "latency").collect();
     let expected = [
         "errors",
         "instance",
@@ -51,6 +53,12 @@ fn check_shape(check: &Value) -> Result<()> {
             Some(value >= 0.0 && (!is_ratio || value <= 1.0))
         };
         ensure!(measure.is_null() || is_sane() == Some(true), "{check}");
+    }
+    let latency = &check["latency"];
+    if !latency.is_null() {
+        let part = |key: &str| latency[key].as_f64().unwrap_or(-1.0);
+        ensure!(latency["unit"] == "s" && part("p50") >= 0.0, "{check}");
+        ensure!(part("p99") >= part("p50"), "{check}");
     }
     let verdict = check["verdict"].as_str().context("no verdict")?;
     ensure!(VERDICTS.contains(&verdict), "{check}");

@@ -8,6 +8,7 @@
 
 pub mod clock;
 mod delta;
+pub mod durations;
 mod explicit;
 mod exponential;
 mod samples;

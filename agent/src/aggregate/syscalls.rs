@@ -8,8 +8,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use hotspan_abi::syscalls::{bucket_of, bucket_start_ns};
-
 use crate::model::SyscallStats;
 
 /// Processes that are told apart. Those that end when there are as many are kept together.
@@ -17,18 +15,6 @@ const MAX_PROCESSES: usize = 4096;
 
 /// The calls of a process, or of some.
 pub type Calls = BTreeMap<Cow<'static, str>, SyscallStats>;
-
-/// A part of a duration's distribution in nanoseconds, see [`SyscallStats::quantile_ns`].
-#[must_use]
-pub fn quantile_ns(stats: &SyscallStats, part: f64) -> u64 {
-    stats.quantile_ns(part, bucket_end_ns)
-}
-
-/// Where the bucket ends that starts there, in nanoseconds.
-#[must_use]
-pub fn bucket_end_ns(start_ns: u64) -> u64 {
-    bucket_start_ns(bucket_of(start_ns) + 1)
-}
 
 /// Everything that was counted.
 #[derive(Clone, Debug, Default)]
@@ -110,17 +96,21 @@ pub fn since(now: &Calls, before: &Calls) -> Calls {
         )
     });
     since
-        .filter(|(_, stats)| stats.calls + stats.in_flight > 0)
+        .filter(|(_, stats)| stats.returned.count + stats.in_flight > 0)
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Durations;
 
     fn stats(calls: u64) -> SyscallStats {
         SyscallStats {
-            calls,
+            returned: Durations {
+                count: calls,
+                ..Durations::default()
+            },
             ..SyscallStats::default()
         }
     }
@@ -132,8 +122,14 @@ mod tests {
         totals.add_running(7, "read".into(), &stats(3));
         totals.add_running(8, "write".into(), &stats(4));
         let before = totals.all();
-        assert_eq!((before["read"].calls, before["write"].calls), (5, 4));
-        assert_eq!(totals.by_process()[&Some(7)]["read"].calls, 5);
+        assert_eq!(
+            (
+                before["read"].returned.count,
+                before["write"].returned.count
+            ),
+            (5, 4)
+        );
+        assert_eq!(totals.by_process()[&Some(7)]["read"].returned.count, 5);
         totals.clear_running();
         totals.add_running(8, "write".into(), &stats(9));
         assert_eq!(
@@ -151,7 +147,7 @@ mod tests {
         }
         let by_process = totals.by_process();
         assert_eq!(by_process.len(), MAX_PROCESSES + 1);
-        assert_eq!(by_process[&None]["read"].calls, 100);
-        assert_eq!(totals.all()["read"].calls, u64::from(many));
+        assert_eq!(by_process[&None]["read"].returned.count, 100);
+        assert_eq!(totals.all()["read"].returned.count, u64::from(many));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use hotspan_abi::settings::Offsets;
+use hotspan_abi::settings::{Offsets, ResourceOffsets};
 
 /// A member, a structure or an enumerator that this kernel's type information lacks, or a file
 /// that is no type information at all.
@@ -22,6 +22,7 @@ pub enum BtfError {
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
+const KIND_POINTER: u32 = 2;
 const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
@@ -39,6 +40,13 @@ const KIND_ENUM64: u32 = 19;
 
 /// Structures nest this deep at most before we call it a loop.
 const MAX_NESTING: u32 = 16;
+
+/// A member's offset, with the name that an error tells.
+macro_rules! member {
+    ($btf:ident, $structure:literal, $path:literal) => {
+        $btf.member($structure, $path, concat!($structure, ".", $path))
+    };
+}
 
 /// Type information, indexed by type id.
 pub struct Btf<'a> {
@@ -135,6 +143,16 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// [`BtfError::Missing`] with `what`, the member as a person writes it.
     pub fn member(&self, structure: &str, path: &str, what: &'static str) -> Result<u32, BtfError> {
+        Ok(self.member_bits(structure, path, what)? / 8)
+    }
+
+    /// The same in bits, for members that are single bits.
+    fn member_bits(
+        &self,
+        structure: &str,
+        path: &str,
+        what: &'static str,
+    ) -> Result<u32, BtfError> {
         let mut ty = self
             .find(KIND_STRUCT, structure)
             .ok_or(BtfError::Missing(what))?;
@@ -149,7 +167,7 @@ impl<'a> Btf<'a> {
                 ty = next;
             }
         }
-        Ok(bits / 8)
+        Ok(bits)
     }
 
     /// Looks `name` up in a structure and in its unnamed members: bit offset and type id.
@@ -206,28 +224,109 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// When a member is missing: a kernel newer or stranger than we know.
     pub fn offsets(&self) -> Result<Offsets, BtfError> {
-        macro_rules! member {
-            ($structure:literal, $path:literal) => {
-                self.member($structure, $path, concat!($structure, ".", $path))?
-            };
-        }
         Ok(Offsets {
-            task_tgid: member!("task_struct", "tgid"),
-            task_pid: member!("task_struct", "pid"),
-            task_mm: member!("task_struct", "mm"),
-            task_stack: member!("task_struct", "stack"),
-            task_signal: member!("task_struct", "signal"),
-            task_sum_exec_runtime: member!("task_struct", "se.sum_exec_runtime"),
-            task_pending_signals: member!("task_struct", "pending.signal"),
-            task_cgroups: member!("task_struct", "cgroups"),
-            signal_live: member!("signal_struct", "live"),
-            css_set_member: member!("css_set", "dfl_cgrp"),
-            css_cgroup: member!("cgroup_subsys_state", "cgroup"),
-            css_parent: member!("cgroup_subsys_state", "parent"),
-            cgroup_kn: member!("cgroup", "kn"),
-            kernfs_id: member!("kernfs_node", "id"),
+            task_tgid: member!(self, "task_struct", "tgid")?,
+            task_pid: member!(self, "task_struct", "pid")?,
+            task_mm: member!(self, "task_struct", "mm")?,
+            task_stack: member!(self, "task_struct", "stack")?,
+            task_signal: member!(self, "task_struct", "signal")?,
+            task_sum_exec_runtime: member!(self, "task_struct", "se.sum_exec_runtime")?,
+            task_pending_signals: member!(self, "task_struct", "pending.signal")?,
+            task_cgroups: member!(self, "task_struct", "cgroups")?,
+            signal_live: member!(self, "signal_struct", "live")?,
+            css_set_member: member!(self, "css_set", "dfl_cgrp")?,
+            css_cgroup: member!(self, "cgroup_subsys_state", "cgroup")?,
+            css_parent: member!(self, "cgroup_subsys_state", "parent")?,
+            cgroup_kn: member!(self, "cgroup", "kn")?,
+            kernfs_id: member!(self, "kernfs_node", "id")?,
             stack_to_pt_regs: 0,
         })
+    }
+
+    /// The offsets that programs of resources need. Where this kernel lacks a member, those that are of no
+    /// use without it are 0, and `missing` is told.
+    pub fn resource_offsets(&self, mut missing: impl FnMut(BtfError)) -> ResourceOffsets {
+        let mut offsets = ResourceOffsets::ZERO;
+        for group in [
+            Self::scheduler_offsets,
+            Self::disk_offsets,
+            Self::payer_offsets,
+            Self::tcp_offsets,
+        ] {
+            // Each sets its own members.
+            match group(self, offsets) {
+                Ok(more) => offsets = more,
+                Err(error) => missing(error),
+            }
+        }
+        offsets
+    }
+
+    fn scheduler_offsets(&self, others: ResourceOffsets) -> Result<ResourceOffsets, BtfError> {
+        let in_iowait = self.member_bits("task_struct", "in_iowait", "task_struct.in_iowait")?;
+        Ok(ResourceOffsets {
+            // Renamed in Linux 5.14.
+            task_state: member!(self, "task_struct", "__state")
+                .or_else(|_| member!(self, "task_struct", "state"))?,
+            task_flags: member!(self, "task_struct", "flags")?,
+            task_in_iowait: in_iowait / 8,
+            task_in_iowait_mask: 1 << (in_iowait % 8),
+            task_run_delay: member!(self, "task_struct", "sched_info.run_delay")?,
+            task_last_queued: member!(self, "task_struct", "sched_info.last_queued")?,
+            task_run_count: member!(self, "task_struct", "sched_info.pcount")?,
+            task_cfs_rq: member!(self, "task_struct", "se.cfs_rq")?,
+            cfs_rq_rq: member!(self, "cfs_rq", "rq")?,
+            rq_clock: member!(self, "rq", "clock")?,
+            ..others
+        })
+    }
+
+    fn disk_offsets(&self, others: ResourceOffsets) -> Result<ResourceOffsets, BtfError> {
+        let (request_disk, queue_disk) = match member!(self, "request", "rq_disk") {
+            Ok(disk) => (disk, 0),
+            Err(_) => (
+                member!(self, "request", "q")?,
+                member!(self, "request_queue", "disk")?,
+            ),
+        };
+        // The kernel's data, and the arguments.
+        let parameters = self.parameters("btf_trace_block_rq_issue").unwrap_or(2);
+        Ok(ResourceOffsets {
+            request_disk,
+            queue_disk,
+            disk_major: member!(self, "gendisk", "major")?,
+            disk_first_minor: member!(self, "gendisk", "first_minor")?,
+            request_flags: member!(self, "request", "cmd_flags")?,
+            request_bytes: member!(self, "request", "__data_len")?,
+            request_start: member!(self, "request", "start_time_ns")?,
+            request_argument: u32::from(parameters > 2),
+            ..others
+        })
+    }
+
+    fn payer_offsets(&self, others: ResourceOffsets) -> Result<ResourceOffsets, BtfError> {
+        Ok(ResourceOffsets {
+            request_bio: member!(self, "request", "bio")?,
+            bio_blkg: member!(self, "bio", "bi_blkg")?,
+            blkg_blkcg: member!(self, "blkcg_gq", "blkcg")?,
+            blkcg_css: member!(self, "blkcg", "css")?,
+            ..others
+        })
+    }
+
+    fn tcp_offsets(&self, others: ResourceOffsets) -> Result<ResourceOffsets, BtfError> {
+        Ok(ResourceOffsets {
+            sock_cgroup: member!(self, "sock", "sk_cgrp_data")?,
+            sock_state: member!(self, "sock", "__sk_common.skc_state")?,
+            ..others
+        })
+    }
+
+    /// How many parameters a function has that a type points to, as those of tracepoints do.
+    fn parameters(&self, name: &str) -> Option<usize> {
+        let pointer = self.resolve(self.find(KIND_TYPEDEF, name)?.size_or_type)?;
+        let function = self.resolve(pointer.size_or_type)?;
+        (pointer.kind == KIND_POINTER && function.kind == KIND_FUNC_PROTO).then_some(function.count)
     }
 
     /// Offset in `css_set` of the state of a cgroup v1 controller, such as `cpu`.

@@ -90,6 +90,15 @@ impl Cgroup {
     }
 }
 
+/// Whether CPU time is accounted for by version 1.
+#[must_use]
+pub fn is_cpu_in_v1() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    parse_mounts(&mounts)
+        .iter()
+        .any(|hierarchy| !hierarchy.is_v2 && hierarchy.controller.as_deref() == Some("cpu"))
+}
+
 fn find_in(path: &Path, hierarchies: &[Hierarchy]) -> Result<Cgroup, CgroupError> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let places = std::iter::once(path.to_owned()).chain(

@@ -7,6 +7,8 @@ mod bpf_syscall;
 mod btf;
 mod cgroup;
 mod cpus;
+mod durations;
+mod events;
 pub mod features;
 mod perf_event;
 mod syscalls;
@@ -26,14 +28,18 @@ use aya::{
 };
 use hotspan_abi::{
     counters::{COUNTERS, Counter},
+    durations::Durations,
     limits::{RING_BYTES, WALKERS},
-    settings::{Offsets, TargetMode},
+    resources::MAX_EVENT_ROWS,
+    settings::{Offsets, ResourceOffsets, TargetMode},
+    syscalls::MAX_ROWS,
 };
 
 use tokio::io::unix::AsyncFd;
 
 use btf::Btf;
 pub use cgroup::{Cgroup, CgroupError};
+pub use events::{EventCapture, EventRow};
 use features::KernelVersion;
 use perf_event::{Sampler, SideBand};
 pub use syscalls::{InFlight, ProcessSyscall, SyscallCapture};
@@ -112,7 +118,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses a program, a map or an event; the text says which.
     pub fn load(settings: &Settings) -> Result<Self> {
-        let mut programs = load_object(settings, Extent::Samples)?;
+        let (mut programs, _) = load_object(settings, Extent::Samples)?;
         let log = if log::log_enabled!(log::Level::Debug) {
             aya_log::EbpfLogger::init(&mut programs).ok()
         } else {
@@ -264,6 +270,7 @@ fn run_times(programs: &Ebpf) -> Vec<(String, Duration)> {
 enum Extent {
     Samples,
     Syscalls,
+    Events,
 }
 
 /// Maps of [`Extent::Syscalls`].
@@ -275,7 +282,18 @@ const SYSCALL_MAPS: [&str; 5] = [
     "SYSCALL_ERRORS",
 ];
 
-fn load_object(settings: &Settings, extent: Extent) -> Result<Ebpf> {
+/// Maps of [`Extent::Events`]; those that count by row are made as large as fits.
+const EVENT_MAPS: [&str; 7] = [
+    "EVENT_ROW_OF",
+    "EVENT_ROWS",
+    "FREE_EVENT_ROWS",
+    "SWITCHED",
+    "DISK_REQUESTS",
+    "DISK_DEPTH",
+    "RECLAIMING",
+];
+
+fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOffsets)> {
     let fresh = match env::var_os(OBJECT_VARIABLE) {
         Some(path) => Some(
             fs::read(&path)
@@ -283,8 +301,17 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<Ebpf> {
         ),
         None => None,
     };
-    let offsets = offsets(&settings.target)?;
-    let offset_bytes = offsets.to_bytes();
+    const TYPES: &str = "/sys/kernel/btf/vmlinux";
+    let types = fs::read(TYPES).with_context(|| format!("cannot read {TYPES}"))?;
+    let types = Btf::parse(&types)?;
+    let offset_words = offsets(&types, &settings.target)?.to_words();
+    let resource_offsets = match extent {
+        Extent::Events => types.resource_offsets(|lack| {
+            tracing::info!(reason = %lack, "some events of resources are not counted");
+        }),
+        _ => ResourceOffsets::ZERO,
+    };
+    let resource_words = resource_offsets.to_words();
     let (mode, cgroup) = match &settings.target {
         Target::All => (TargetMode::All, 0),
         Target::Pids => (TargetMode::Pids, 0),
@@ -303,7 +330,8 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<Ebpf> {
     loader
         // Nothing in the object needs the kernel's types: we have read what we want of them.
         .btf(None)
-        .override_global("OFFSETS", offset_bytes.as_slice(), true)
+        .override_global("OFFSETS", offset_words.as_slice(), true)
+        .override_global("RESOURCE_OFFSETS", resource_words.as_slice(), true)
         .override_global("TARGET_MODE", &mode, true)
         .override_global("TARGET_CGROUP", &cgroup, true)
         .override_global("KERNEL_STACKS", &kernel_stacks, true)
@@ -315,23 +343,50 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<Ebpf> {
             loader
                 .map_max_entries("SCRATCH", cpus * WALKERS)
                 .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
-            for name in SYSCALL_MAPS {
-                loader.map_max_entries(name, 1);
-            }
         }
         Extent::Syscalls => {
             loader.map_max_entries("EVENTS", ring_bytes(cpus, 1));
+            let rows = row_count(cpus, MAX_ROWS);
+            for name in ["SYSCALL_ROW_OF", "SYSCALL_ROWS", "FREE_ROWS"] {
+                loader.map_max_entries(name, rows);
+            }
+        }
+        Extent::Events => {
+            // One page: nothing is sent.
+            loader.map_max_entries("EVENTS", 4096);
+            let rows = row_count(cpus, MAX_EVENT_ROWS);
+            for name in ["EVENT_ROW_OF", "EVENT_ROWS", "FREE_EVENT_ROWS"] {
+                loader.map_max_entries(name, rows);
+            }
         }
     }
-    loader
+    for (name, is_used) in SYSCALL_MAPS
+        .iter()
+        .map(|name| (name, extent == Extent::Syscalls))
+        .chain(
+            EVENT_MAPS
+                .iter()
+                .map(|name| (name, extent == Extent::Events)),
+        )
+    {
+        if !is_used {
+            loader.map_max_entries(name, 1);
+        }
+    }
+    let programs = loader
         .load(fresh.as_deref().unwrap_or(OBJECT))
-        .map_err(|error| anyhow!(error).context("the kernel refused the eBPF object"))
+        .map_err(|error| anyhow!(error).context("the kernel refused the eBPF object"))?;
+    Ok((programs, resource_offsets))
 }
 
-fn offsets(target: &Target) -> Result<Offsets> {
-    const PATH: &str = "/sys/kernel/btf/vmlinux";
-    let bytes = fs::read(PATH).with_context(|| format!("cannot read {PATH}"))?;
-    let btf = Btf::parse(&bytes)?;
+/// Rows for each CPU, so many that all take 16 MiB at most, and at least 256.
+fn row_count(cpus: u32, most: usize) -> u32 {
+    const BYTES: usize = 16 << 20;
+    let fit = BYTES / (size_of::<Durations>() * cpus as usize);
+    fit.clamp(256, most) as u32
+}
+
+fn offsets(btf: &Btf<'_>, target: &Target) -> Result<Offsets> {
     let mut offsets = btf.offsets()?;
     if !has_task_pt_regs() {
         offsets.stack_to_pt_regs = SAVED_REGISTERS_OFFSET;

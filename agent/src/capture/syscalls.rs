@@ -13,15 +13,17 @@ use aya::{
 };
 use hotspan_abi::{
     counters::Counter,
-    syscalls::{BUCKETS, ErrorKey, MAX_ROWS, Row, RowKey, Thread, bucket_start_ns},
+    syscalls::{ErrorKey, MAX_ROWS, RowKey, Thread},
 };
 use rustc_hash::FxHashMap;
 
-use super::{Extent, Settings, attach_raw_tracepoint, load_object, read_counts, take_map};
+use super::{
+    Extent, Settings, attach_raw_tracepoint,
+    durations::{DurationWords, NO_DURATIONS, durations_of},
+    load_object, read_counts, row_count, take_map,
+};
 use crate::model::SyscallStats;
 
-/// [`Row`] in words, as maps hold it.
-type RowWords = [u64; size_of::<Row>() / 8];
 /// [`Thread`] in words.
 type ThreadWords = [u64; size_of::<Thread>() / 8];
 /// [`RowKey`] and [`ErrorKey`] in words.
@@ -55,7 +57,7 @@ pub struct InFlight {
 pub struct SyscallCapture {
     threads: HashMap<MapData, u32, ThreadWords>,
     row_of: HashMap<MapData, KeyWords, u32>,
-    rows: PerCpuArray<MapData, RowWords>,
+    rows: PerCpuArray<MapData, DurationWords>,
     free_rows: Queue<MapData, u32>,
     errors: HashMap<MapData, KeyWords, u64>,
     counts: PerCpuArray<MapData, u64>,
@@ -71,7 +73,8 @@ impl SyscallCapture {
     /// # Errors
     /// When the kernel refuses a program or a map; the text says which.
     pub fn load(settings: &Settings) -> Result<Self> {
-        let mut programs = load_object(settings, Extent::Syscalls)?;
+        let (mut programs, _) = load_object(settings, Extent::Syscalls)?;
+        let cpus = nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
         let mut capture = Self {
             threads: HashMap::try_from(take_map(&mut programs, "THREADS")?)?,
             row_of: HashMap::try_from(take_map(&mut programs, "SYSCALL_ROW_OF")?)?,
@@ -81,10 +84,10 @@ impl SyscallCapture {
             counts: PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?,
             targets: HashMap::try_from(take_map(&mut programs, "TARGETS")?)?,
             ring: RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?,
-            cpus: nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?,
+            cpus,
             programs,
         };
-        for row in 0..MAX_ROWS as u32 {
+        for row in 0..row_count(cpus as u32, MAX_ROWS) {
             capture
                 .free_rows
                 .push(row, 0)
@@ -167,7 +170,7 @@ impl SyscallCapture {
                 for &errno in taken.stats.errors.keys() {
                     self.errors.remove(&[row, errno])?;
                 }
-                let zeros = vec![[0; size_of::<Row>() / 8]; self.cpus];
+                let zeros = vec![NO_DURATIONS; self.cpus];
                 self.rows.set(row, PerCpuValues::try_from(zeros)?, 0)?;
                 self.free_rows.push(row, 0)?;
                 Ok(taken)
@@ -244,30 +247,11 @@ impl SyscallCapture {
     ) -> Result<ProcessSyscall> {
         let mut stats = SyscallStats::default();
         for words in self.rows.get(&row, 0)?.iter() {
-            stats.add(&stats_of(words));
+            stats.returned.add(&durations_of(words));
         }
         let errors = errors.get(&row).into_iter().flatten();
         stats.errors = errors.copied().filter(|&(_, count)| count > 0).collect();
         Ok(ProcessSyscall { pid, number, stats })
-    }
-}
-
-/// What a row holds for one CPU.
-fn stats_of(&[calls, total_ns, max_ns, ref buckets @ ..]: &RowWords) -> SyscallStats {
-    let counts = buckets
-        .iter()
-        .flat_map(|&two| [two as u32, (two >> 32) as u32]);
-    let durations = (0..BUCKETS as u32)
-        .zip(counts)
-        .filter(|&(_, count)| count > 0);
-    SyscallStats {
-        calls,
-        total_ns,
-        max_ns,
-        durations: durations
-            .map(|(bucket, count)| (bucket_start_ns(bucket), count.into()))
-            .collect(),
-        ..SyscallStats::default()
     }
 }
 

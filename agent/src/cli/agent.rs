@@ -46,6 +46,10 @@ pub struct Args {
     /// Whether to count system calls, which adds to each of them [default: true]
     #[arg(long, value_name = "BOOL")]
     syscalls: Option<bool>,
+    /// Whether to count waits for CPUs and disks, retransmits and the like in the kernel, which adds to each
+    /// switch of threads [default: true]
+    #[arg(long, value_name = "BOOL")]
+    events: Option<bool>,
     /// Series of each metric; what is more goes into one with otel.metric.overflow=true [default: 2000]
     #[arg(long, value_name = "N")]
     series_budget: Option<usize>,
@@ -129,6 +133,7 @@ fn plan(args: &Args, host: &Host) -> Result<agent::Plan> {
         recording,
         window: time(&args.window, &file.window)?,
         counts_syscalls: args.syscalls.or(file.syscalls).unwrap_or(true),
+        counts_events: args.events.or(file.events).unwrap_or(true),
         profiles_to,
         metrics_to,
         metrics_every: time(&args.metrics_interval, &file.metrics_interval)?,

@@ -11,7 +11,9 @@ use tokio::time::{self, MissedTickBehavior};
 
 use super::palette::Palette;
 use super::{UsageError, duration, tell};
+use crate::capture::features;
 use crate::model::{Check, Contributor, Measure, Verdict};
+use crate::pipeline::events::EventMeter;
 use crate::resource::{self, Reading, Root, Unread};
 
 /// The kernel counts CPU time in steps of 10 ms: over less than ten of them no share is right.
@@ -67,7 +69,24 @@ async fn report(args: &Args, interval: Duration) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let root = Root::host();
     let reports = args.count.unwrap_or(if args.watch { u64::MAX } else { 1 });
+    // Files need no rights, the kernel side does.
+    let events = match features::why_not_record() {
+        Ok(()) => EventMeter::start(),
+        Err(missing) => Err(missing.into()),
+    };
+    let (mut events, lack) = match events {
+        Ok(events) => (Some(events), None),
+        Err(error) => (
+            None,
+            Some(format!(
+                "How long threads and disks wait is not counted: {error:#}."
+            )),
+        ),
+    };
     let mut before = Reading::read(&root);
+    if let Some(events) = &mut events {
+        events.changes(&before)?;
+    }
     let mut ticks = time::interval_at(time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0..reports {
@@ -78,11 +97,18 @@ async fn report(args: &Args, interval: Duration) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => return Ok(ExitCode::from(if args.watch { 0 } else { 143 })),
         }
         let now = Reading::read(&root);
-        let checks = resource::checks(&before, &now);
+        let changes = events
+            .as_mut()
+            .map(|events| events.changes(&now))
+            .transpose()?;
+        let checks = resource::checks(&before, &now, changes.as_deref());
         let text = if args.json {
-            json(&checks, now.unread, number == 0)?
+            json(&checks, &notes(now.unread, lack.as_deref()), number == 0)?
         } else {
-            on_screen(render(checks, now.unread, Palette::of_stdout()), number)
+            {
+                let notes = notes(now.unread, lack.as_deref());
+                on_screen(render(checks, &notes, Palette::of_stdout()), number)
+            }
         };
         match io::stdout().write_all(text.as_bytes()) {
             // `hotspan use | head` has seen enough.
@@ -95,10 +121,10 @@ async fn report(args: &Args, interval: Duration) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line; what could not be read is told beside, once.
-fn json(checks: &[Check], unread: Unread, is_first: bool) -> anyhow::Result<String> {
-    if let Some(sentence) = what_is_unread(unread).filter(|_| is_first) {
-        tell(format_args!("hotspan: {sentence}"));
+/// One line; what the report lacks is told beside, once.
+fn json(checks: &[Check], notes: &[String], is_first: bool) -> anyhow::Result<String> {
+    if is_first && !notes.is_empty() {
+        tell(format_args!("hotspan: {}", notes.join(" ")));
     }
     Ok(serde_json::to_string(&Report { resources: checks })? + "\n")
 }
@@ -113,12 +139,12 @@ fn on_screen(report: String, number: u64) -> String {
 }
 
 /// The table, worst first. Cgroups that are well are only counted: there may be thousands.
-fn render(checks: Vec<Check>, unread: Unread, palette: Palette) -> String {
+fn render(checks: Vec<Check>, notes: &[String], palette: Palette) -> String {
     let is_shown =
         |check: &Check| !check.resource.starts_with("cgroup") || check.verdict > Verdict::Ok;
     let (mut shown, hidden): (Vec<_>, Vec<_>) = checks.into_iter().partition(is_shown);
     shown.sort_by_key(|check| std::cmp::Reverse(check.verdict));
-    let rows: Vec<[String; 6]> = shown
+    let rows: Vec<[String; 7]> = shown
         .iter()
         .map(|check| {
             [
@@ -127,16 +153,21 @@ fn render(checks: Vec<Check>, unread: Unread, palette: Palette) -> String {
                 measure(check.utilization),
                 measure(check.saturation),
                 measure(check.errors),
+                check
+                    .latency
+                    .map_or_else(|| "-".to_owned(), |latency| seconds(latency.p99)),
                 top(&check.top),
             ]
         })
         .collect();
-    let heads = ["resource", "instance", "used", "waiting", "errors", "top"];
+    let heads = [
+        "resource", "instance", "used", "waiting", "errors", "p99", "top",
+    ];
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([heads[column].len()]).max().unwrap_or(0)
     };
-    let widths: [usize; 5] = std::array::from_fn(width);
+    let widths: [usize; 6] = std::array::from_fn(width);
     let Palette { bold, reset, .. } = palette;
     let mut text = String::new();
     let head = row("verdict", &heads.map(str::to_owned), widths);
@@ -154,17 +185,17 @@ fn render(checks: Vec<Check>, unread: Unread, palette: Palette) -> String {
             format_args!("{count} more checks of cgroups show no trouble; --json has them."),
         );
     }
-    if let Some(sentence) = what_is_unread(unread) {
-        line(&mut text, format_args!("{sentence}"));
+    for note in notes {
+        line(&mut text, format_args!("{note}"));
     }
     text
 }
 
-fn row(verdict: &str, cells: &[String; 6], widths: [usize; 5]) -> String {
-    let [resource, instance, used, waiting, errors, top] = cells;
-    let [a, b, c, d, e] = widths;
+fn row(verdict: &str, cells: &[String; 7], widths: [usize; 6]) -> String {
+    let [resource, instance, used, waiting, errors, latency, top] = cells;
+    let [a, b, c, d, e, f] = widths;
     let row = format!(
-        "{verdict:<9}  {resource:<a$}  {instance:<b$}  {used:>c$}  {waiting:>d$}  {errors:>e$}  {top}"
+        "{verdict:<9}  {resource:<a$}  {instance:<b$}  {used:>c$}  {waiting:>d$}  {errors:>e$}  {latency:>f$}  {top}"
     );
     row.trim_end().to_owned()
 }
@@ -195,6 +226,15 @@ fn measure(measure: Option<Measure>) -> String {
     }
 }
 
+/// A time in the unit that suits it.
+fn seconds(seconds: f64) -> String {
+    match seconds {
+        1.0.. => format!("{seconds:.2} s"),
+        1e-3.. => format!("{:.2} ms", seconds * 1e3),
+        _ => format!("{:.0} us", seconds * 1e6),
+    }
+}
+
 fn top(top: &[Contributor]) -> String {
     // As much as has room in a line, and says something.
     let named: Vec<_> = top
@@ -209,6 +249,12 @@ fn top(top: &[Contributor]) -> String {
 /// Names come from processes, mounts and cgroups: none of them may command the terminal.
 fn printable(name: &str) -> String {
     name.replace(char::is_control, "?")
+}
+
+/// What the report lacks, a sentence each.
+fn notes(unread: Unread, lack: Option<&str>) -> Vec<String> {
+    let lack = lack.map(str::to_owned);
+    what_is_unread(unread).into_iter().chain(lack).collect()
 }
 
 fn what_is_unread(unread: Unread) -> Option<String> {
@@ -239,6 +285,7 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Latency;
 
     fn checks() -> Vec<Check> {
         let measure = |value, unit| Some(Measure { value, unit });
@@ -248,6 +295,7 @@ mod tests {
             utilization: None,
             saturation: None,
             errors: None,
+            latency: None,
             verdict,
             top: Vec::new(),
         };
@@ -261,6 +309,11 @@ mod tests {
                 utilization: measure(1.0, "1"),
                 saturation: measure(1.25, "{thread}"),
                 errors: measure(0.0, "{throttle}/s"),
+                latency: Some(Latency {
+                    p50: 25e-6,
+                    p99: 0.0125,
+                    unit: "s",
+                }),
                 top: vec![Contributor {
                     who: "busy[7]".to_owned(),
                     share: 0.98,
@@ -277,41 +330,45 @@ mod tests {
             ..Unread::default()
         };
         let expected = "\
-verdict    resource    instance     used      waiting        errors  top
-saturated  cpu         cpu0      100.0 %  1.25 thread  0 throttle/s  busy[7] 98 %
-ok         filesystem  /a?[2J     50.0 %            -             -
+verdict    resource    instance     used      waiting        errors       p99  top
+saturated  cpu         cpu0      100.0 %  1.25 thread  0 throttle/s  12.50 ms  busy[7] 98 %
+ok         filesystem  /a?[2J     50.0 %            -             -         -
 1 more checks of cgroups show no trouble; --json has them.
 Not read, of the kernel's files: 3 denied (root may know who does the I/O, for one).
 ";
-        assert_eq!(render(checks(), unread, Palette::PLAIN), expected);
+        assert_eq!(
+            render(checks(), &notes(unread, None), Palette::PLAIN),
+            expected
+        );
     }
 
     #[test]
     fn colours_do_not_move_columns() {
-        let mut text = render(checks(), Unread::default(), Palette::ANSI);
+        let mut text = render(checks(), &[], Palette::ANSI);
         for escape in ["\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"] {
             text = text.replace(escape, "");
         }
-        let plain = render(checks(), Unread::default(), Palette::PLAIN);
+        let plain = render(checks(), &[], Palette::PLAIN);
         assert_eq!(text, plain);
     }
 
     #[test]
     fn json_has_the_fields_that_programs_read() {
-        let text = json(&checks()[2..], Unread::default(), true).unwrap();
+        let text = json(&checks()[2..], &[], true).unwrap();
         let expected = serde_json::json!({"resources": [{
             "name": "cpu",
             "instance": "cpu0",
             "utilization": {"value": 1.0, "unit": "1"},
             "saturation": {"value": 1.25, "unit": "{thread}"},
             "errors": {"value": 0.0, "unit": "{throttle}/s"},
+            "latency": {"p50": 25e-6, "p99": 0.0125, "unit": "s"},
             "verdict": "saturated",
             "top": [{"who": "busy[7]", "share": 0.98}],
         }]});
         let found: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(found, expected);
         assert_eq!(text.lines().count(), 1);
-        let text = json(&checks()[..1], Unread::default(), true).unwrap();
+        let text = json(&checks()[..1], &[], true).unwrap();
         assert!(text.contains(r#""saturation":null"#));
     }
 }

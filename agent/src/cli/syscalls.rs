@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::process::Command;
 
 use super::{command, duration, target::TargetArgs, tell};
-use crate::aggregate::syscalls::{Calls, quantile_ns};
+use crate::aggregate::syscalls::Calls;
 use crate::capture::{Settings, features};
 use crate::decode::syscalls::errno_name;
 use crate::model::SyscallStats;
@@ -168,7 +168,7 @@ fn report(counting: &mut Counting, by_process: bool) -> Result<Report> {
 fn entries(calls: &Calls) -> Vec<Entry> {
     let mut entries: Vec<_> = calls
         .iter()
-        .filter(|(_, stats)| stats.calls + stats.in_flight > 0)
+        .filter(|(_, stats)| stats.returned.count + stats.in_flight > 0)
         .map(|(name, stats)| entry(name.clone(), stats))
         .collect();
     entries.sort_by_key(|entry| std::cmp::Reverse((entry.total_ns, entry.calls)));
@@ -179,14 +179,14 @@ fn entry(name: Cow<'static, str>, stats: &SyscallStats) -> Entry {
     let errors = stats.errors.iter();
     Entry {
         name,
-        calls: stats.calls,
+        calls: stats.returned.count,
         errors: errors
             .map(|(&errno, &count)| (errno_name(errno), count))
             .collect(),
-        total_ns: stats.total_ns,
-        p50_ns: quantile_ns(stats, 0.5),
-        p99_ns: quantile_ns(stats, 0.99),
-        max_ns: stats.max_ns,
+        total_ns: stats.returned.total_ns,
+        p50_ns: stats.returned.quantile_ns(0.5),
+        p99_ns: stats.returned.quantile_ns(0.99),
+        max_ns: stats.returned.max_ns,
         in_flight: stats.in_flight,
     }
 }

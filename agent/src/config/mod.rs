@@ -23,6 +23,8 @@ pub struct File {
     pub profiles: Option<bool>,
     /// Whether system calls are counted.
     pub syscalls: Option<bool>,
+    /// Whether waits, requests to disks and the like are counted in the kernel.
+    pub events: Option<bool>,
     /// Series of each metric.
     pub series_budget: Option<usize>,
     /// Memory for unwind tables, like `64M`.
@@ -61,12 +63,13 @@ mod tests {
     #[test]
     fn keys_are_those_of_the_command_line() {
         let text = "otlp: http://localhost:4317\nprometheus: 127.0.0.1:9464\nrate: 19\n\
-                    window: 10s\nmetrics_interval: 15s\nprofiles: false\nsyscalls: true\n\
+                    window: 10s\nmetrics_interval: 15s\nprofiles: false\nsyscalls: true\nevents: false\n\
                     series_budget: 500\nunwind_memory: 32M\n";
         let file = File::parse(text).unwrap();
         assert_eq!(file.otlp.as_deref(), Some("http://localhost:4317"));
         assert_eq!((file.rate, file.series_budget), (Some(19), Some(500)));
         assert_eq!((file.profiles, file.syscalls), (Some(false), Some(true)));
+        assert_eq!(file.events, Some(false));
         for text in ["", "# nothing\n", "---\n\n"] {
             assert_eq!(File::parse(text).unwrap(), File::default());
         }

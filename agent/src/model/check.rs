@@ -39,6 +39,17 @@ pub struct Contributor {
     pub share: f64,
 }
 
+/// How long something took, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Latency {
+    /// Half of all took no longer.
+    pub p50: f64,
+    /// Of a hundred, 99 took no longer.
+    pub p99: f64,
+    /// `s`
+    pub unit: &'static str,
+}
+
 /// One line of the USE checklist.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
@@ -53,6 +64,9 @@ pub struct Check {
     pub saturation: Option<Measure>,
     /// How often it failed.
     pub errors: Option<Measure>,
+    /// How long it made somebody wait, where the kernel side counts that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// What to think of it.
     pub verdict: Verdict,
     /// Who uses it, most first.

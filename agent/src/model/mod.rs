@@ -5,13 +5,17 @@
 
 mod address;
 mod check;
+mod durations;
+mod event;
 mod metric;
 mod profile;
 mod raw;
 mod syscall;
 
 pub use address::{ElfAddr, FileOffset, RuntimeAddr};
-pub use check::{Check, Contributor, Measure, Verdict};
+pub use check::{Check, Contributor, Latency, Measure, Verdict};
+pub use durations::Durations;
+pub use event::{Event, EventCount, Hierarchy};
 pub use metric::{
     Attributes, Data, Exemplar, ExplicitHistogram, ExponentialHistogram, Instrument, Kind, Metric,
     Number, Observation, Observations, Point, Resource, Temporality, Value,

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     EndSignals, Ended, Plan as RecordingPlan, Recording,
+    events::EventMeter,
     exporter::Exporter,
     meters::{ExportState, Meters},
     syscalls::SyscallMeter,
@@ -49,6 +50,8 @@ pub struct Plan {
     pub window: Duration,
     /// Whether system calls are counted.
     pub counts_syscalls: bool,
+    /// Whether waits, requests to disks and the like are counted in the kernel.
+    pub counts_events: bool,
     /// Where profiles go.
     pub profiles_to: Option<Target>,
     /// Where metrics go.
@@ -115,6 +118,7 @@ impl Agent {
                 Some(SyscallMeter::start(&settings.unwrap_or_default())?)
             }
         };
+        let events = plan.counts_events.then(EventMeter::start).transpose()?;
         let recording = plan.recording.map(Recording::prepare).transpose()?;
         let profiles = plan
             .profiles_to
@@ -135,7 +139,7 @@ impl Agent {
         if let Some(exporter) = metrics.clone() {
             exports.push(Box::new(move || ("metrics", exporter.health())));
         }
-        let meters = Meters::new(plan.series_budget, syscalls, exports);
+        let meters = Meters::new(plan.series_budget, syscalls, events, exports);
         let meters = Rc::new(RefCell::new(meters));
         let scraped = Scraped {
             meters: meters.clone(),

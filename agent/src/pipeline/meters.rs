@@ -11,18 +11,16 @@ use std::{
 
 use anyhow::Result;
 
-use super::{exporter::ExportHealth, syscalls::SyscallMeter};
+use super::{events::EventMeter, exporter::ExportHealth, syscalls::SyscallMeter};
 use crate::{
     aggregate::{
         Series,
         clock::{Clock, now_mono_ns},
+        durations::{histogram, histogram_s},
     },
-    model::{
-        Attributes, Data, ExponentialHistogram, Instrument, Metric, Number, Quality, SyscallStats,
-        Value,
-    },
+    model::{Attributes, Data, Instrument, Kind, Metric, Number, Quality, Value},
     process::cpu_time,
-    resource::{Reading, Root},
+    resource::{Reading, Root, events},
 };
 
 static SYSCALL_DURATION: Instrument = Instrument::histogram(
@@ -39,6 +37,11 @@ static SYSCALLS_LOST: Instrument = Instrument::counter(
     "hotspan.syscall.lost",
     "{event}",
     "What could not be counted of system calls.",
+);
+static EVENTS_LOST: Instrument = Instrument::counter(
+    "hotspan.event.lost",
+    "{event}",
+    "What could not be counted of waits, requests to disks and the like.",
 );
 static OWN_CPU: Instrument =
     Instrument::counter("hotspan.agent.cpu.time", "s", "CPU time of hotspan itself.");
@@ -100,9 +103,12 @@ pub struct Meters {
     root: Root,
     series: Series,
     syscalls: Option<SyscallMeter>,
+    events: Option<EventMeter>,
     exports: Vec<ExportState>,
     /// Names of processes that run or have made calls, and when that was known last.
-    seen: BTreeMap<Arc<str>, Instant>,
+    processes: Seen,
+    /// The same for paths of cgroups.
+    cgroups: Seen,
     run_times: Vec<(String, Duration)>,
     samples: u64,
     lost: BTreeMap<&'static str, u64>,
@@ -111,13 +117,20 @@ pub struct Meters {
 
 impl Meters {
     /// `budget` series of each metric.
-    pub fn new(budget: usize, syscalls: Option<SyscallMeter>, exports: Vec<ExportState>) -> Self {
+    pub fn new(
+        budget: usize,
+        syscalls: Option<SyscallMeter>,
+        events: Option<EventMeter>,
+        exports: Vec<ExportState>,
+    ) -> Self {
         Self {
             root: Root::host(),
             series: Series::new(budget, Clock::read().wall_of_boot(0)),
             syscalls,
+            events,
             exports,
-            seen: BTreeMap::new(),
+            processes: Seen::default(),
+            cgroups: Seen::default(),
             run_times: Vec::new(),
             samples: 0,
             lost: BTreeMap::new(),
@@ -153,9 +166,11 @@ impl Meters {
     /// # Errors
     /// When a map cannot be read.
     pub fn collect(&mut self) -> Result<Vec<Metric>> {
-        for observation in Reading::read_for_metrics(&self.root).observe().0 {
+        let reading = Reading::read_for_metrics(&self.root);
+        for observation in reading.observe().0 {
             self.series.observe(observation);
         }
+        self.collect_events(&reading)?;
         self.collect_syscalls()?;
         self.collect_own();
         Ok(self
@@ -163,21 +178,40 @@ impl Meters {
             .collect(Clock::read().wall_of_mono(now_mono_ns())))
     }
 
+    fn collect_events(&mut self, reading: &Reading) -> Result<()> {
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let changes = events.changes(reading)?;
+        let there = reading.cgroup_ids.values().map(|path| path.as_str().into());
+        let happened = changes.iter().filter_map(|change| change.cgroup.clone());
+        self.cgroups.note(there.chain(happened));
+        add_losses(&mut self.series, &EVENTS_LOST, events.losses()?);
+        for change in changes {
+            let metric = events::metric(change.event);
+            let attributes = metric.attributes(&change);
+            if metric.instrument.kind == Kind::Counter {
+                let count = change.durations.count.into();
+                self.series.add(metric.instrument, attributes, count);
+            } else {
+                let durations = Data::Exponential(histogram(&change.durations, metric.unit));
+                self.series
+                    .merge(metric.instrument, attributes, &durations, None);
+            }
+        }
+        self.cgroups.forget(&mut self.series, "hotspan.cgroup.path");
+        Ok(())
+    }
+
     fn collect_syscalls(&mut self) -> Result<()> {
         let Some(syscalls) = &mut self.syscalls else {
             return Ok(());
         };
         let changes = syscalls.changes()?;
-        let now = Instant::now();
         let running = syscalls.process_names().into_iter();
         let called = changes.keys().map(|(process, _)| process.clone());
-        self.seen
-            .extend(running.chain(called).map(|name| (name, now)));
-        self.seen.retain(|_, seen| now - *seen < SERIES_OUTLIVE);
-        for (reason, count) in syscalls.losses()? {
-            let attributes = Attributes::new([("reason", Value::from(reason))]);
-            self.series.total(&SYSCALLS_LOST, attributes, count.into());
-        }
+        self.processes.note(running.chain(called));
+        add_losses(&mut self.series, &SYSCALLS_LOST, syscalls.losses()?);
         for ((process, syscall), stats) in changes {
             let of = |more: Option<(&'static str, Value)>| {
                 let attributes = [
@@ -186,7 +220,7 @@ impl Meters {
                 ];
                 Attributes::new(attributes.into_iter().chain(more))
             };
-            let durations = Data::Exponential(histogram(&stats));
+            let durations = Data::Exponential(histogram_s(&stats.returned));
             self.series
                 .merge(&SYSCALL_DURATION, of(None), &durations, None);
             for (&errno, &count) in &stats.errors {
@@ -195,12 +229,8 @@ impl Meters {
                 self.series.add(&SYSCALL_ERRORS, attributes, count.into());
             }
         }
-        let seen = &self.seen;
-        self.series
-            .forget(|attributes| match attributes.get("hotspan.process.name") {
-                Some(Value::Text(name)) => !seen.contains_key(name),
-                _ => false,
-            });
+        self.processes
+            .forget(&mut self.series, "hotspan.process.name");
         Ok(())
     }
 
@@ -215,10 +245,11 @@ impl Meters {
             self.series.value(&OWN_MEMORY, none(), bytes.into());
         }
         let counting = self.syscalls.as_ref().map(SyscallMeter::run_times);
+        let events = self.events.as_ref().map(EventMeter::run_times);
         let mut run_times: BTreeMap<_, Duration> = BTreeMap::new();
         // Those that follow processes are at work twice.
         let all = self.run_times.iter().cloned();
-        for (name, time) in all.chain(counting.unwrap_or_default()) {
+        for (name, time) in all.chain([counting, events].into_iter().flatten().flatten()) {
             *run_times.entry(name).or_default() += time;
         }
         for (name, time) in run_times {
@@ -254,17 +285,35 @@ impl Meters {
     }
 }
 
-/// The kernel's buckets as a histogram in seconds: each by the middle of its bucket, which is wrong by
-/// an eighth at most; the sum and the longest are exact.
-fn histogram(stats: &SyscallStats) -> ExponentialHistogram {
-    let mut histogram = ExponentialHistogram::default();
-    for (&start_ns, &count) in &stats.durations {
-        let end_ns =
-            crate::aggregate::syscalls::bucket_end_ns(start_ns).min(stats.max_ns.max(start_ns));
-        histogram.record(start_ns.midpoint(end_ns) as f64 / 1e9, count);
+/// Whose series there are, and when each was last there.
+#[derive(Default)]
+struct Seen(BTreeMap<Arc<str>, Instant>);
+
+impl Seen {
+    fn note(&mut self, names: impl Iterator<Item = Arc<str>>) {
+        let now = Instant::now();
+        self.0.extend(names.map(|name| (name, now)));
+        self.0.retain(|_, seen| now - *seen < SERIES_OUTLIVE);
     }
-    histogram.sum = stats.total_ns as f64 / 1e9;
-    histogram
+
+    /// Ends the series of owners that are gone, which this attribute names.
+    fn forget(&self, series: &mut Series, key: &str) {
+        series.forget(|attributes| match attributes.get(key) {
+            Some(Value::Text(name)) => !self.0.contains_key(name),
+            _ => false,
+        });
+    }
+}
+
+fn add_losses(
+    series: &mut Series,
+    instrument: &'static Instrument,
+    losses: BTreeMap<&'static str, u64>,
+) {
+    for (reason, count) in losses {
+        let attributes = Attributes::new([("reason", Value::from(reason))]);
+        series.total(instrument, attributes, count.into());
+    }
 }
 
 fn seconds(duration: Duration) -> Number {

@@ -320,7 +320,7 @@ impl SyscallMeter {
         let nothing = SyscallStats::default();
         let told = self.told.get(&(row.pid, row.number)).unwrap_or(&nothing);
         let stats = row.stats.since(told);
-        if stats.calls == 0 {
+        if stats.returned.count == 0 {
             return;
         }
         let process = self.names.get(&row.pid).cloned();

@@ -19,6 +19,8 @@ pub const SECTOR_BYTES: u64 = 512;
 pub struct Reading {
     /// By name.
     pub disks: BTreeMap<String, Disk>,
+    /// Names of all block devices, by their major and minor numbers.
+    pub names: BTreeMap<(u32, u32), String>,
     /// SCSI disks count commands that failed, by name.
     pub errors: BTreeMap<String, u64>,
     /// Pressure of the host.
@@ -92,6 +94,18 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, Disk>> {
         .collect()
 }
 
+/// Parses the names in `/proc/diskstats`.
+#[must_use]
+pub fn parse_names(text: &str) -> Option<BTreeMap<(u32, u32), String>> {
+    text::lines(text)
+        .map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let (major, minor) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(((major, minor), words.next()?.to_owned()))
+        })
+        .collect()
+}
+
 /// What node_exporter leaves out: `^(z?ram|loop|fd|(h|s|v|xv)d[a-z]|nvme\d+n\d+p)\d+$`.
 fn is_left_out(name: &str) -> bool {
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -123,7 +137,8 @@ pub fn parse_hex(text: &str) -> Option<u64> {
 
 /// Reads the counters.
 pub fn read(reader: &mut Reader) -> Reading {
-    let disks = reader.read("proc/diskstats", parse).unwrap_or_default();
+    let both = |text: &str| Some((parse(text)?, parse_names(text)?));
+    let (disks, names) = reader.read("proc/diskstats", both).unwrap_or_default();
     let errors = disks
         .keys()
         .filter_map(|name| {
@@ -134,6 +149,7 @@ pub fn read(reader: &mut Reader) -> Reading {
         .collect();
     Reading {
         disks,
+        names,
         errors,
         pressure: reader.read("proc/pressure/io", psi::parse),
     }
@@ -269,6 +285,7 @@ mod tests {
         assert_eq!(disks["sda"].weighted_ms, 122);
         assert_eq!(parse("8 0 sda 1 2\n"), None);
         text::torture::check(DISKSTATS, parse);
+        text::torture::check(DISKSTATS, parse_names);
         text::torture::check("0x42\n", parse_hex);
     }
 

@@ -1,6 +1,7 @@
 //! What each resource of the host is doing: utilization, saturation, errors.
 //!
-//! In: the kernel's files below a [`Root`]: `/proc`, `/sys`, cgroups of both versions, pressure.
+//! In: the kernel's files below a [`Root`]: `/proc`, `/sys`, cgroups of both versions, pressure; and what the
+//! kernel side counted of events.
 //! Out: [`Reading`]s of raw counters, and from two of them [`Check`]s. It keeps no history, starts
 //! nothing, and prints nothing. A counter that went back, a device that came or went, a file that
 //! is missing or makes no sense: these give no number, never a wrong one, and what could not be
@@ -11,13 +12,15 @@
 //!    `Reading` of raw counters, `read`, and `checks`, which goes through `verdict::Numbers`.
 //! 2. A field of [`Reading`] below, a line in [`Reading::read`], and one in [`checks`].
 //! 3. A rule in `verdict.rs`, with its reason. A test finds resources that have none.
-//! 4. Its metrics: `observe`, a line in [`Reading::observe`], and a row of `METRICS.md`.
+//! 4. Its metrics: `observe`, a line in [`Reading::observe`], and a row of `METRICS.md`. Those of events are in
+//!    `events.rs`.
 //! 5. Files for it in the fixture of `tests.rs`.
 
 pub mod cgroup;
 mod contributors;
 pub mod cpu;
 pub mod disk;
+pub mod events;
 pub mod file_descriptors;
 pub mod filesystem;
 mod interval;
@@ -36,7 +39,7 @@ mod verdict;
 
 use std::time::Instant;
 
-use crate::model::{Check, Observations};
+use crate::model::{Check, EventCount, Observations};
 use contributors::Contributors;
 use interval::Interval;
 use root::Reader;
@@ -58,6 +61,8 @@ pub struct Reading {
     pub file_descriptors: Option<file_descriptors::Reading>,
     pub processes: processes::Reading,
     pub cgroup: cgroup::Reading,
+    /// Paths of cgroups by their ids.
+    pub cgroup_ids: cgroup::Ids,
     pub tasks: tasks::Reading,
     /// What could not be read.
     pub unread: Unread,
@@ -92,6 +97,7 @@ impl Reading {
             tasks::Reading::default()
         };
         let mounts = mounts::read(reader);
+        let (cgroup, cgroup_ids) = cgroup::read(reader, &mounts);
         Self {
             at,
             cpu,
@@ -101,7 +107,8 @@ impl Reading {
             tcp,
             file_descriptors: file_descriptors::read(reader),
             processes: processes::read(reader),
-            cgroup: cgroup::read(reader, &mounts),
+            cgroup,
+            cgroup_ids,
             filesystem: filesystem::read(reader, mounts),
             tasks,
             unread: reader.unread,
@@ -126,9 +133,10 @@ impl Reading {
     }
 }
 
-/// What happened between two readings; nothing when there was no time between them.
+/// What happened between two readings; nothing when there was no time between them. `events` is what the
+/// kernel side counted meanwhile, if it did.
 #[must_use]
-pub fn checks(before: &Reading, now: &Reading) -> Vec<Check> {
+pub fn checks(before: &Reading, now: &Reading, events: Option<&[EventCount]>) -> Vec<Check> {
     let Some(interval) = Interval::new(now.at.saturating_duration_since(before.at)) else {
         return Vec::new();
     };
@@ -138,7 +146,7 @@ pub fn checks(before: &Reading, now: &Reading) -> Vec<Check> {
         cpus: now.cpu.stat.as_ref().map_or(0, |stat| stat.cores.len()),
         memory_bytes: now.memory.usage.map_or(0, |usage| usage.total),
     };
-    [
+    let mut checks = [
         cpu::checks(interval, &before.cpu, &now.cpu, &contributors),
         memory::checks(interval, &before.memory, &now.memory, &contributors),
         disk::checks(interval, &before.disk, &now.disk, &contributors),
@@ -149,5 +157,9 @@ pub fn checks(before: &Reading, now: &Reading) -> Vec<Check> {
         processes::checks(&now.processes),
         cgroup::checks(interval, &before.cgroup, &now.cgroup, host),
     ]
-    .concat()
+    .concat();
+    if let Some(events) = events {
+        events::add(&mut checks, interval, host.cpus, events);
+    }
+    checks
 }

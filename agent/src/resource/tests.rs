@@ -182,7 +182,7 @@ fn compare(before: &Reading, now: &Reading) -> Vec<Check> {
         at: before.at + Duration::from_secs(1),
         ..now.clone()
     };
-    checks(before, &now)
+    checks(before, &now, None)
 }
 
 fn find<'a>(checks: &'a [Check], resource: &str, instance: &str) -> &'a Check {
@@ -290,7 +290,7 @@ fn a_host_without_any_file_has_nothing_to_say() {
     assert_eq!(now.unread, Unread::default());
     let found = compare(&before, &now);
     assert!(found.iter().all(|check| check.verdict == Verdict::Unknown));
-    assert_eq!(checks(&before, &before).len(), 0);
+    assert_eq!(checks(&before, &before, None).len(), 0);
 }
 
 #[test]

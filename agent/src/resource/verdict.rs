@@ -69,6 +69,7 @@ const RULES: &[Rule] = &[
     // Any connection that a full queue turns away is one too many. One segment in a hundred sent
     // again is where throughput falls by half at usual distances.
     Rule { resource: "tcp", busy: 0.8, full: 0.95, waiting: &[("{connection}/s", f64::MIN_POSITIVE)], errors: 0.01 },
+    timed("softirq", &[]),
     filled("file-descriptors", &[]),
     filled("processes", &[]),
     // As for the host.
@@ -107,10 +108,21 @@ impl Numbers {
             utilization,
             saturation,
             errors,
+            latency: None,
             verdict: verdict(resource, utilization, saturation, errors),
             top,
         }
     }
+}
+
+/// Thinks again of a check whose numbers have changed.
+pub fn review(check: &mut Check) {
+    check.verdict = verdict(
+        check.resource,
+        check.utilization,
+        check.saturation,
+        check.errors,
+    );
 }
 
 fn verdict(

@@ -44,4 +44,12 @@ counters! {
     SyscallRowsFull = "syscall_rows_full",
     /// There is no room for one more error of a system call; the call is counted, its error is not.
     SyscallErrorsFull = "syscall_errors_full",
+    /// There is no row left for a kind of event of a cgroup; it is counted, but not whose it was.
+    EventRowsFull = "event_rows_full",
+    /// The table of threads is full; the waiting of one more is not counted.
+    SwitchedFull = "switched_threads_full",
+    /// The table of requests to disks is full; one more is not counted.
+    DiskRequestsFull = "disk_requests_full",
+    /// The table of threads that reclaim memory is full; one more is not counted.
+    ReclaimingFull = "reclaiming_threads_full",
 }

@@ -6,8 +6,10 @@
 #![no_std]
 
 pub mod counters;
+pub mod durations;
 pub mod limits;
 pub mod records;
+pub mod resources;
 pub mod settings;
 pub mod syscalls;
 pub mod unwind;

@@ -28,87 +28,115 @@ pub const GENERATION_OF_AGENT: u32 = 0;
 /// The entry that the programs raise.
 pub const GENERATION_OF_KERNEL: u32 = 1;
 
-/// Offsets of kernel structure members, from the running kernel's BTF.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Offsets {
-    /// `task_struct.tgid`
-    pub task_tgid: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
-    /// `task_struct.mm`
-    pub task_mm: u32,
-    /// `task_struct.stack`
-    pub task_stack: u32,
-    /// `task_struct.signal`
-    pub task_signal: u32,
-    /// `task_struct.se.sum_exec_runtime`
-    pub task_sum_exec_runtime: u32,
-    /// `task_struct.pending.signal`
-    pub task_pending_signals: u32,
-    /// `task_struct.cgroups`
-    pub task_cgroups: u32,
-    /// `signal_struct.live`
-    pub signal_live: u32,
-    /// `css_set.dfl_cgrp` for cgroup v2, or `css_set.subsys[controller]` for v1; both are read as
-    /// a pointer whose target starts with, or is, a `cgroup_subsys_state`.
-    pub css_set_member: u32,
-    /// `cgroup_subsys_state.cgroup`
-    pub css_cgroup: u32,
-    /// `cgroup_subsys_state.parent`
-    pub css_parent: u32,
-    /// `cgroup.kn`
-    pub cgroup_kn: u32,
-    /// `kernfs_node.id`
-    pub kernfs_id: u32,
-    /// Bytes from the base of a kernel stack to the saved user registers.
-    pub stack_to_pt_regs: u32,
+/// A structure of words with names, which the programs see as it is and the agent writes as words.
+macro_rules! offsets {
+    ($(#[$doc:meta])* $name:ident { $($(#[$member_doc:meta])* $member:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct $name { $($(#[$member_doc])* pub $member: u32,)* }
+
+        impl $name {
+            /// All zero: nothing known.
+            pub const ZERO: Self = Self { $($member: 0,)* };
+
+            /// The words as the programs see them.
+            #[must_use]
+            pub const fn to_words(&self) -> [u32; size_of::<Self>() / 4] {
+                [$(self.$member,)*]
+            }
+        }
+    };
 }
 
-impl Offsets {
-    /// All zero: nothing known.
-    pub const ZERO: Self = Self {
-        task_tgid: 0,
-        task_pid: 0,
-        task_mm: 0,
-        task_stack: 0,
-        task_signal: 0,
-        task_sum_exec_runtime: 0,
-        task_pending_signals: 0,
-        task_cgroups: 0,
-        signal_live: 0,
-        css_set_member: 0,
-        css_cgroup: 0,
-        css_parent: 0,
-        cgroup_kn: 0,
-        kernfs_id: 0,
-        stack_to_pt_regs: 0,
-    };
+offsets! {
+/// Offsets of kernel structure members, from the running kernel's BTF.
+Offsets {
+    /// `task_struct.tgid`
+    task_tgid,
+    /// `task_struct.pid`
+    task_pid,
+    /// `task_struct.mm`
+    task_mm,
+    /// `task_struct.stack`
+    task_stack,
+    /// `task_struct.signal`
+    task_signal,
+    /// `task_struct.se.sum_exec_runtime`
+    task_sum_exec_runtime,
+    /// `task_struct.pending.signal`
+    task_pending_signals,
+    /// `task_struct.cgroups`
+    task_cgroups,
+    /// `signal_struct.live`
+    signal_live,
+    /// `css_set.dfl_cgrp` for cgroup v2, or `css_set.subsys[controller]` for v1; both are read as
+    /// a pointer whose target starts with, or is, a `cgroup_subsys_state`.
+    css_set_member,
+    /// `cgroup_subsys_state.cgroup`
+    css_cgroup,
+    /// `cgroup_subsys_state.parent`
+    css_parent,
+    /// `cgroup.kn`
+    cgroup_kn,
+    /// `kernfs_node.id`
+    kernfs_id,
+    /// Bytes from the base of a kernel stack to the saved user registers.
+    stack_to_pt_regs,
+}
+}
 
-    /// The bytes as the programs see them.
-    #[must_use]
-    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
-        let words = [
-            self.task_tgid,
-            self.task_pid,
-            self.task_mm,
-            self.task_stack,
-            self.task_signal,
-            self.task_sum_exec_runtime,
-            self.task_pending_signals,
-            self.task_cgroups,
-            self.signal_live,
-            self.css_set_member,
-            self.css_cgroup,
-            self.css_parent,
-            self.cgroup_kn,
-            self.kernfs_id,
-            self.stack_to_pt_regs,
-        ];
-        let mut bytes = [0; size_of::<Self>()];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        bytes
-    }
+offsets! {
+/// Offsets of kernel structure members that only programs of resources need. A group is 0 where this kernel
+/// lacks one of its members.
+ResourceOffsets {
+    /// `task_struct.__state`, before Linux 5.14 `state`.
+    task_state,
+    /// `task_struct.flags`
+    task_flags,
+    /// Byte that holds `task_struct.in_iowait`.
+    task_in_iowait,
+    /// Its bit in that byte.
+    task_in_iowait_mask,
+    /// `task_struct.sched_info.run_delay`
+    task_run_delay,
+    /// `task_struct.sched_info.last_queued`
+    task_last_queued,
+    /// `task_struct.sched_info.pcount`
+    task_run_count,
+    /// `task_struct.se.cfs_rq`
+    task_cfs_rq,
+    /// `cfs_rq.rq`
+    cfs_rq_rq,
+    /// `rq.clock`
+    rq_clock,
+    /// `request.q`, or before Linux 5.17 `request.rq_disk`
+    request_disk,
+    /// `request_queue.disk`; 0 where the request leads to its disk by itself.
+    queue_disk,
+    /// `gendisk.major`
+    disk_major,
+    /// `gendisk.first_minor`
+    disk_first_minor,
+    /// `request.cmd_flags`
+    request_flags,
+    /// `request.__data_len`
+    request_bytes,
+    /// `request.start_time_ns`
+    request_start,
+    /// `request.bio`
+    request_bio,
+    /// `bio.bi_blkg`
+    bio_blkg,
+    /// `blkcg_gq.blkcg`
+    blkg_blkcg,
+    /// `blkcg.css`
+    blkcg_css,
+    /// `sock.sk_cgrp_data`
+    sock_cgroup,
+    /// `sock.__sk_common.skc_state`
+    sock_state,
+    /// Which argument of the tracepoints of requests is the request.
+    request_argument,
+}
 }

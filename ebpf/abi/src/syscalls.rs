@@ -12,45 +12,6 @@ pub const MAX_THREADS: usize = 32768;
 /// Errors that are told apart: rows times their errors.
 pub const MAX_ERRORS: usize = 16384;
 
-/// Buckets of the durations of one row: a power of two of nanoseconds is four of them.
-pub const BUCKETS: usize = 128;
-const _: () = assert!(BUCKETS.is_power_of_two());
-
-/// Bits of a duration behind its first that choose a bucket.
-pub const BUCKET_BITS: u32 = 2;
-
-/// Shorter durations are all in the first bucket: 2^6 ns.
-pub const FIRST_POWER: u32 = 6;
-
-/// The bucket of a duration. The last one has no upper end: it begins at two minutes.
-#[inline(always)]
-#[must_use]
-pub const fn bucket_of(duration_ns: u64) -> u32 {
-    let duration_ns = duration_ns | 1;
-    let power = 63 - duration_ns.leading_zeros();
-    if power < FIRST_POWER {
-        return 0;
-    }
-    let part = (duration_ns >> (power - BUCKET_BITS)) as u32 & ((1 << BUCKET_BITS) - 1);
-    let bucket = ((power - FIRST_POWER) << BUCKET_BITS) + part + 1;
-    if bucket < BUCKETS as u32 {
-        bucket
-    } else {
-        BUCKETS as u32 - 1
-    }
-}
-
-/// The shortest duration of a bucket, in nanoseconds. That of the next one is where it ends.
-#[must_use]
-pub const fn bucket_start_ns(bucket: u32) -> u64 {
-    let Some(bucket) = bucket.checked_sub(1) else {
-        return 0;
-    };
-    let part = (bucket & ((1 << BUCKET_BITS) - 1)) as u64;
-    let power = (bucket >> BUCKET_BITS) + FIRST_POWER;
-    (1 << power) + (part << (power - BUCKET_BITS))
-}
-
 /// Which process and which system call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -64,31 +25,6 @@ const _: () = assert!(size_of::<RowKey>() == 8);
 
 /// Set in the number of a system call by the 32-bit table, which has other numbers.
 pub const COMPAT: u32 = 1 << 31;
-
-/// What the calls of a row came to, on one CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Row {
-    /// Calls that returned.
-    pub calls: u64,
-    /// Time from entry to return.
-    pub total_ns: u64,
-    /// The longest.
-    pub max_ns: u64,
-    /// Calls by duration, see [`bucket_of`].
-    pub buckets: [u32; BUCKETS],
-}
-const _: () = assert!(size_of::<Row>() == 24 + BUCKETS * 4);
-
-impl Row {
-    /// No call yet.
-    pub const ZERO: Self = Self {
-        calls: 0,
-        total_ns: 0,
-        max_ns: 0,
-        buckets: [0; BUCKETS],
-    };
-}
 
 /// Which row and which error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -119,24 +55,3 @@ pub struct Thread {
     pub rows: [[u32; 2]; REMEMBERED_ROWS],
 }
 const _: () = assert!(size_of::<Thread>() == 16 + REMEMBERED_ROWS * 8);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_follow_one_another() {
-        assert_eq!(bucket_of(0), 0);
-        assert_eq!(bucket_of(63), 0);
-        assert_eq!(bucket_of(64), 1);
-        for bucket in 1..BUCKETS as u32 {
-            let start = bucket_start_ns(bucket);
-            assert_eq!(
-                (bucket_of(start), bucket_of(start - 1)),
-                (bucket, bucket - 1)
-            );
-        }
-        assert_eq!(bucket_of(u64::MAX), BUCKETS as u32 - 1);
-        assert!(bucket_start_ns(BUCKETS as u32 - 1) > 100_000_000_000);
-    }
-}

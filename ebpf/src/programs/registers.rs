@@ -1,6 +1,7 @@
 //! User registers of the running task: the one place that knows the processor.
 
 use aya_ebpf::{bindings::pt_regs, programs::PerfEventContext};
+use hotspan_abi::syscalls::COMPAT;
 use hotspan_ebpf::unwind::Registers;
 
 use crate::{
@@ -64,15 +65,52 @@ pub const EXECVE: [u64; 2] = [221, 281];
 /// old one.
 #[inline(always)]
 pub fn is_in_exec() -> bool {
-    let Some(address) = saved_address() else {
-        return false;
-    };
+    let syscall = syscall_of_current().map(u64::from);
+    syscall == Some(EXECVE[0]) || syscall == Some(EXECVE[1])
+}
+
+/// The number of the system call that the running thread is in, with [`COMPAT`] for one of a 32-bit program;
+/// `None` outside of one, as in a page fault.
+#[inline(always)]
+pub fn syscall_of_current() -> Option<u32> {
+    let address = saved_address()?;
     #[cfg(bpf_target_arch = "x86_64")]
-    let syscall = read_kernel::<u64>(address + core::mem::offset_of!(pt_regs, orig_rax) as u64);
+    let (number, is_compat) = {
+        // `orig_rax`, `rip` and `cs` lie side by side.
+        let start = address + core::mem::offset_of!(pt_regs, orig_rax) as u64;
+        let [number, _, segment] = read_kernel::<[u64; 3]>(start)?;
+        (number as i32, segment == USER32_CS)
+    };
     // `struct pt_regs` goes on behind what user space knows of it: `orig_x0`, then `syscallno`.
     #[cfg(bpf_target_arch = "aarch64")]
-    let syscall = read_kernel::<i32>(address + size_of::<pt_regs>() as u64 + 8).map(|n| n as u64);
-    syscall == Some(EXECVE[0]) || syscall == Some(EXECVE[1])
+    let (number, is_compat) = {
+        let number = read_kernel::<i32>(address + size_of::<pt_regs>() as u64 + 8)?;
+        (number, is_compat(address))
+    };
+    let number = u32::try_from(number).ok()?;
+    Some(if is_compat { number | COMPAT } else { number })
+}
+
+/// `__USER32_CS`; 64-bit programs can use it too, for calls by the table of 32-bit programs.
+#[cfg(bpf_target_arch = "x86_64")]
+const USER32_CS: u64 = 0x23;
+
+/// Whether a call went through the table of 32-bit programs, by the registers at its entry.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn is_compat(regs: u64) -> bool {
+    let segment = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, cs) as u64);
+    segment == Some(USER32_CS)
+}
+
+/// Whether a call went through the table of 32-bit programs, by the registers at its entry.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn is_compat(regs: u64) -> bool {
+    /// `PSR_MODE32_BIT`.
+    const MODE32: u64 = 0x10;
+    let state = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, pstate) as u64);
+    state.is_some_and(|state| state & MODE32 != 0)
 }
 
 /// The user registers that the kernel saved when the task entered it.

@@ -4,21 +4,21 @@
 //! look-up of the thread, the clock, and, when it returns, an addition to a row that the thread
 //! remembers.
 
-use aya_ebpf::{bindings::pt_regs, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use hotspan_abi::{
     counters::Counter,
     settings::{TARGET_AT_EXEC, TARGET_SAMPLE, TargetMode},
-    syscalls::{BUCKETS, COMPAT, ErrorKey, REMEMBERED_ROWS, Row, RowKey, Thread, bucket_of},
+    syscalls::{COMPAT, ErrorKey, REMEMBERED_ROWS, RowKey, Thread},
 };
 use hotspan_ebpf::verifier::opaque;
 
 use super::{
-    registers::EXECVE,
+    registers::{EXECVE, is_compat},
     target::{is_in_cgroup, target_flags},
 };
 use crate::{
     kernel_calls::{
-        add_to, count, current_pid_tid, current_task, kernel_word, now_mono_ns, read_kernel,
+        add_duration, add_to, count, current_pid_tid, current_task, kernel_word, now_mono_ns,
     },
     maps::{
         FREE_ROWS, OWN_PID, SYSCALL_ERRORS, SYSCALL_ROW_OF, SYSCALL_ROWS, TARGET_CGROUP,
@@ -171,40 +171,13 @@ fn find_row(pid: u32, tid: u32, number: u32) -> Option<u32> {
     row
 }
 
-/// Whether a call went through the table of 32-bit programs.
-#[cfg(bpf_target_arch = "x86_64")]
-#[inline(always)]
-fn is_compat(regs: u64) -> bool {
-    /// `__USER32_CS`; 64-bit programs can use it too, for calls by that table.
-    const USER32_CS: u64 = 0x23;
-    let cs = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, cs) as u64);
-    cs == Some(USER32_CS)
-}
-
-/// Whether a call went through the table of 32-bit programs.
-#[cfg(bpf_target_arch = "aarch64")]
-#[inline(always)]
-fn is_compat(regs: u64) -> bool {
-    /// `PSR_MODE32_BIT`.
-    const MODE32: u64 = 0x10;
-    let state = read_kernel::<u64>(regs + core::mem::offset_of!(pt_regs, pstate) as u64);
-    state.is_some_and(|state| state & MODE32 != 0)
-}
-
 /// Adds a call to its row.
 #[inline(always)]
 fn add(row: u32, duration_ns: u64, result: i64) {
     const MAX_ERRNO: i64 = 4095;
     if let Some(to) = SYSCALL_ROWS.get_ptr_mut(row) {
         // SAFETY: the row of this CPU, where no other program adds meanwhile.
-        let to: &mut Row = unsafe { &mut *to };
-        to.calls += 1;
-        to.total_ns += duration_ns;
-        if to.max_ns < duration_ns {
-            to.max_ns = duration_ns;
-        }
-        let bucket = opaque(bucket_of(duration_ns).into()) as usize & (BUCKETS - 1);
-        to.buckets[bucket] += 1;
+        unsafe { add_duration(to, duration_ns) };
     }
     if (-MAX_ERRNO..0).contains(&result) {
         let errno = result.unsigned_abs() as u32;

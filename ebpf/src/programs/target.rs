@@ -50,9 +50,9 @@ pub fn is_in_cgroup(target: u64) -> bool {
     false
 }
 
-/// No cgroup has the id 0.
+/// The id of the cgroup of a `cgroup_subsys_state`. No cgroup has the id 0.
 #[inline(always)]
-fn cgroup_id(state: u64) -> u64 {
+pub fn cgroup_id(state: u64) -> u64 {
     let cgroup = kernel_word(state + offset_of!(css_cgroup));
     let node = kernel_word(cgroup + offset_of!(cgroup_kn));
     kernel_word(node + offset_of!(kernfs_id))

@@ -11,11 +11,13 @@ mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 
 use super::mounts::Mount;
 use super::psi::{self, Pressure};
 use super::root::Reader;
 use super::text;
+use crate::model::Hierarchy;
 
 pub use checks::{Host, checks};
 pub use metrics::observe;
@@ -118,9 +120,25 @@ impl Group {
     }
 }
 
+/// Paths of cgroups by the kernel's ids, which are those of one hierarchy.
+pub type Ids = BTreeMap<(Hierarchy, u64), String>;
+
 /// Reads all cgroups of the hierarchies among `mounts`.
-pub fn read(reader: &mut Reader, mounts: &[Mount]) -> Reading {
+pub fn read(reader: &mut Reader, mounts: &[Mount]) -> (Reading, Ids) {
     let mut groups = Reading::new();
+    let mut ids = Ids::new();
+    // Version 1 has a hierarchy for each controller, before that of version 2.
+    let v1 = |controller: &str| {
+        let has = |mount: &Mount| mount.options.split(',').any(|option| option == controller);
+        mounts
+            .iter()
+            .any(|mount| mount.kind == "cgroup" && has(mount))
+    };
+    let of_v2 = [
+        Some(Hierarchy::Unified),
+        (!v1("cpu")).then_some(Hierarchy::Cpu),
+        (!v1("blkio")).then_some(Hierarchy::Io),
+    ];
     let mut seen = BTreeSet::new();
     for mount in mounts {
         let is_v2 = mount.kind == "cgroup2";
@@ -131,7 +149,20 @@ pub fn read(reader: &mut Reader, mounts: &[Mount]) -> Reading {
         }
         let controllers: Vec<_> = mount.options.split(',').collect();
         let has = |controller| controllers.contains(&controller);
-        for path in paths(reader, &mount.point) {
+        let of_v1 = [
+            has("cpu").then_some(Hierarchy::Cpu),
+            has("blkio").then_some(Hierarchy::Io),
+            None,
+        ];
+        let hierarchies = if is_v2 { of_v2 } else { of_v1 };
+        if let Ok(root) = fs::metadata(reader.place(&mount.point)) {
+            let root = |hierarchy| ((hierarchy, root.ino()), "/".to_owned());
+            ids.extend(hierarchies.into_iter().flatten().map(root));
+        }
+        for (path, id) in paths(reader, &mount.point) {
+            for hierarchy in hierarchies.into_iter().flatten() {
+                ids.insert((hierarchy, id), path.clone());
+            }
             let folder = format!("{}{path}", mount.point);
             let group = groups.entry(path).or_default();
             if is_v2 {
@@ -157,11 +188,12 @@ pub fn read(reader: &mut Reader, mounts: &[Mount]) -> Reading {
             }
         }
     }
-    groups
+    (groups, ids)
 }
 
-/// All cgroups below the root of a hierarchy. Those that go while we look are gone.
-fn paths(reader: &mut Reader, mount: &str) -> Vec<String> {
+/// All cgroups below the root of a hierarchy, each with its id, which is the number of its folder's inode.
+/// Those that go while we look are gone.
+fn paths(reader: &mut Reader, mount: &str) -> Vec<(String, u64)> {
     let mut paths = Vec::new();
     let mut open = vec![(String::new(), 0)];
     while let Some((parent, depth)) = open.pop() {
@@ -185,7 +217,7 @@ fn paths(reader: &mut Reader, mount: &str) -> Vec<String> {
                 continue;
             }
             let path = format!("{parent}/{name}");
-            paths.push(path.clone());
+            paths.push((path.clone(), entry.ino()));
             open.push((path, depth + 1));
         }
     }

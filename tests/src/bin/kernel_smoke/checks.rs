@@ -13,6 +13,7 @@ use hotspan_tests::stacks::{Stacks, is_like};
 use hotspan_tests::workload::Workload;
 use rustix::process::{Pid, setpriority_process};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::report::Report;
 
@@ -55,6 +56,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("whole_host", whole_host),
     ("cgroup_v2", cgroup_v2),
     ("cgroup_v1", cgroup_v1),
+    ("counted_syscalls", counted_syscalls),
+    ("events", events),
 ];
 
 /// Runs all of them.
@@ -322,4 +325,59 @@ fn cgroup(hierarchy: &Path, costs: &mut Costs) -> Result<String> {
         check_only(stacks, is_shares)?;
         check_chains(stacks, NEARLY_ALL, &SHARES)
     })
+}
+
+/// What a command calls, counted in the kernel. How often `true` opens files depends on the machine, how often
+/// it becomes `true` and ends does not.
+fn counted_syscalls(costs: &mut Costs) -> Result<String> {
+    let run = Hotspan::verb("syscalls")?
+        .args("-v --json -- /bin/true")
+        .patience(PATIENCE)
+        .run()?
+        .succeeded()?;
+    note_costs(&run.stderr, costs)?;
+    let report: Value = serde_json::from_str(&run.stdout)?;
+    let syscalls = report["syscalls"].as_array().context("no system calls")?;
+    let calls = |name: &str| {
+        let found = syscalls.iter().find(|one| one["name"] == name);
+        found.map_or(0, |one| one["calls"].as_u64().unwrap_or(0))
+    };
+    let all: u64 = syscalls
+        .iter()
+        .filter_map(|one| one["calls"].as_u64())
+        .sum();
+    ensure!(
+        calls("execve") == 1 && all > 5 && report["lost"] == serde_json::json!({}),
+        "{report}"
+    );
+    Ok(format!("{all} calls"))
+}
+
+/// What happens to resources: two programs share the only CPU, one of them in a cgroup, and a third reads a file.
+fn events(costs: &mut Costs) -> Result<String> {
+    let _workloads = [start("shares")?, start("shares")?];
+    let run = Hotspan::verb("use")?
+        .args("-v --json --interval 3s")
+        .patience(PATIENCE)
+        .run()?
+        .succeeded()?;
+    note_costs(&run.stderr, costs)?;
+    ensure!(
+        !run.stderr.contains("not counted"),
+        "something is missing: {}",
+        run.stderr
+    );
+    let report: Value = serde_json::from_str(&run.stdout)?;
+    let checks = report["resources"].as_array().context("no resources")?;
+    let find = |name: &str| {
+        let check = checks.iter().find(|check| check["name"] == name);
+        check.with_context(|| format!("no {name}"))
+    };
+    // Both have the lowest priority, and take turns of some milliseconds.
+    let p99 = find("run-queue")?["latency"]["p99"].as_f64().unwrap_or(0.0);
+    ensure!(p99 > 1e-4, "{}", find("run-queue")?);
+    let softirq = find("softirq")?;
+    let used = softirq["utilization"]["value"].as_f64().unwrap_or(0.0);
+    ensure!(used > 0.0, "{softirq}");
+    Ok(format!("waits of {:.1} ms", p99 * 1e3))
 }
