@@ -87,10 +87,22 @@ pub static WIDE_RULES: Array<WideRule, MAX_WIDE_RULES> = Array::new();
 #[btf_map]
 pub static PROCESSES: HashMap<u32, ProcessTable, MAX_PROCESSES> = HashMap::new();
 
-/// Threads whose system calls are counted: tid to what is known. The maps of system calls have one entry
-/// when these are not counted.
+/// Threads whose system calls are counted: tid to slot. The maps of system calls have one entry when these
+/// are not counted.
 #[btf_map]
-pub static THREADS: HashMap<u32, Thread, MAX_THREADS> = HashMap::new();
+pub static THREAD_SLOT_OF: HashMap<u32, u32, MAX_THREADS> = HashMap::new();
+
+/// What is known of each thread, by slot.
+#[btf_map]
+pub static THREAD_SLOTS: Array<Thread, MAX_THREADS> = Array::new();
+
+/// Slots that nobody has; the agent fills it.
+#[btf_map]
+pub static FREE_THREAD_SLOTS: Queue<u32, MAX_THREADS> = Queue::new();
+
+/// The slot of the thread that called last on this CPU.
+#[btf_map]
+pub static LAST_THREAD_SLOT: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// The row of each system call of each process.
 #[btf_map]

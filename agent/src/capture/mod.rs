@@ -274,8 +274,10 @@ enum Extent {
 }
 
 /// Maps of [`Extent::Syscalls`].
-const SYSCALL_MAPS: [&str; 5] = [
-    "THREADS",
+const SYSCALL_MAPS: [&str; 7] = [
+    "THREAD_SLOT_OF",
+    "THREAD_SLOTS",
+    "FREE_THREAD_SLOTS",
     "SYSCALL_ROW_OF",
     "SYSCALL_ROWS",
     "FREE_ROWS",

@@ -8,12 +8,12 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData, PerCpuArray, PerCpuValues, Queue, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, Queue, RingBuf},
     util::nr_cpus,
 };
 use hotspan_abi::{
     counters::Counter,
-    syscalls::{ErrorKey, MAX_ROWS, RowKey, Thread},
+    syscalls::{ErrorKey, MAX_ROWS, MAX_THREADS, RowKey, Thread},
 };
 use rustc_hash::FxHashMap;
 
@@ -55,7 +55,8 @@ pub struct InFlight {
 
 /// The programs at work. They detach when this is dropped.
 pub struct SyscallCapture {
-    threads: HashMap<MapData, u32, ThreadWords>,
+    slot_of: HashMap<MapData, u32, u32>,
+    slots: Array<MapData, ThreadWords>,
     row_of: HashMap<MapData, KeyWords, u32>,
     rows: PerCpuArray<MapData, DurationWords>,
     free_rows: Queue<MapData, u32>,
@@ -76,7 +77,8 @@ impl SyscallCapture {
         let (mut programs, _) = load_object(settings, Extent::Syscalls)?;
         let cpus = nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
         let mut capture = Self {
-            threads: HashMap::try_from(take_map(&mut programs, "THREADS")?)?,
+            slot_of: HashMap::try_from(take_map(&mut programs, "THREAD_SLOT_OF")?)?,
+            slots: Array::try_from(take_map(&mut programs, "THREAD_SLOTS")?)?,
             row_of: HashMap::try_from(take_map(&mut programs, "SYSCALL_ROW_OF")?)?,
             rows: PerCpuArray::try_from(take_map(&mut programs, "SYSCALL_ROWS")?)?,
             free_rows: Queue::try_from(take_map(&mut programs, "FREE_ROWS")?)?,
@@ -87,6 +89,13 @@ impl SyscallCapture {
             cpus,
             programs,
         };
+        let mut free_slots =
+            Queue::try_from(take_map(&mut capture.programs, "FREE_THREAD_SLOTS")?)?;
+        for slot in 0..MAX_THREADS as u32 {
+            free_slots
+                .push(slot, 0)
+                .context("cannot make slots for threads")?;
+        }
         for row in 0..row_count(cpus as u32, MAX_ROWS) {
             capture
                 .free_rows
@@ -181,7 +190,8 @@ impl SyscallCapture {
     /// Calls that have not returned.
     #[must_use]
     pub fn in_flight(&self) -> Vec<InFlight> {
-        let threads = self.threads.iter().filter_map(Result::ok);
+        let slots = self.slot_of.iter().filter_map(Result::ok);
+        let threads = slots.filter_map(|(tid, slot)| Some((tid, self.slots.get(&slot, 0).ok()?)));
         threads
             .filter(|(_, words)| words[0] != 0)
             .map(|(tid, [start_mono_ns, number_and_pid, ..])| InFlight {
@@ -196,7 +206,7 @@ impl SyscallCapture {
     /// Whether a thread has made a call since the start.
     #[must_use]
     pub fn knows(&self, tid: u32) -> bool {
-        self.threads.get(&tid, 0).is_ok()
+        self.slot_of.get(&tid, 0).is_ok()
     }
 
     /// Run time of each program in the kernel, as far as that is accounted for.

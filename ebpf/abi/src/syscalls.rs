@@ -1,7 +1,9 @@
 //! Numbers of system calls, added up in the kernel.
 //!
 //! Every process has a row for each system call that it made, an index into a per-CPU array. Which one
-//! is in a hash table by [`RowKey`]; each thread remembers the rows that it used last.
+//! is in a hash table by [`RowKey`]; each thread remembers the rows that it used last. What is known of a
+//! thread lies in a slot, an index into an array, which a hash table has by tid; each CPU remembers the slot
+//! that it used last, since a thread that calls often is the one that called last.
 
 /// Rows that there can be: processes times the system calls that each makes.
 pub const MAX_ROWS: usize = 8192;
@@ -51,7 +53,11 @@ pub struct Thread {
     pub number: u32,
     /// Process id in the initial pid namespace.
     pub pid: u32,
+    /// Thread id in the initial pid namespace; 0 for a slot that nobody has.
+    pub tid: u32,
+    #[allow(missing_docs)]
+    pub _pad: u32,
     /// Rows used last: the number of the system call and one more than the row, 0 for none.
     pub rows: [[u32; 2]; REMEMBERED_ROWS],
 }
-const _: () = assert!(size_of::<Thread>() == 16 + REMEMBERED_ROWS * 8);
+const _: () = assert!(size_of::<Thread>() == 24 + REMEMBERED_ROWS * 8);

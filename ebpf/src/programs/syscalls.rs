@@ -21,8 +21,8 @@ use crate::{
         add_duration, add_to, count, current_pid_tid, current_task, kernel_word, now_mono_ns,
     },
     maps::{
-        FREE_ROWS, OWN_PID, SYSCALL_ERRORS, SYSCALL_ROW_OF, SYSCALL_ROWS, TARGET_CGROUP,
-        TARGET_MODE, THREADS, offset_of,
+        FREE_ROWS, FREE_THREAD_SLOTS, LAST_THREAD_SLOT, OWN_PID, SYSCALL_ERRORS, SYSCALL_ROW_OF,
+        SYSCALL_ROWS, TARGET_CGROUP, TARGET_MODE, THREAD_SLOT_OF, THREAD_SLOTS, offset_of,
     },
 };
 
@@ -34,8 +34,7 @@ const NO_EXIST: u64 = 1;
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let number = ctx.arg::<u64>(1) as u32;
     let (pid, tid) = current_pid_tid();
-    let known = THREADS.get_ptr_mut(tid);
-    let Some(thread) = known.or_else(|| meet(pid, tid, number)) else {
+    let Some(thread) = find(tid).or_else(|| meet(pid, tid, number)) else {
         return 0;
     };
     // SAFETY: the entry is the running thread's, and only it writes there.
@@ -63,7 +62,7 @@ fn place_of(number: u32) -> usize {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     let (pid, tid) = current_pid_tid();
-    let Some(thread) = THREADS.get_ptr_mut(tid) else {
+    let Some(thread) = find(tid) else {
         return 0;
     };
     // SAFETY: the entry is the running thread's, and only it writes there.
@@ -130,15 +129,54 @@ fn meet(pid: u32, tid: u32, number: u32) -> Option<*mut Thread> {
     } else if mode == TargetMode::Cgroup as u32 && !is_in_cgroup(TARGET_CGROUP.load()) {
         return None;
     }
-    let thread = Thread {
-        pid,
-        ..Thread::default()
-    };
-    if THREADS.insert(tid, thread, 0).is_err() {
+    let slot = FREE_THREAD_SLOTS.pop().ok().flatten();
+    let Some(thread) = slot.and_then(|slot| THREAD_SLOTS.get_ptr_mut(slot)) else {
         count(Counter::SyscallThreadsFull);
         return None;
+    };
+    // SAFETY: nobody else has the slot.
+    unsafe {
+        *thread = Thread {
+            pid,
+            tid,
+            ..Thread::default()
+        };
     }
-    THREADS.get_ptr_mut(tid)
+    // There are as many entries as slots.
+    let _ = THREAD_SLOT_OF.insert(tid, slot.unwrap_or(0), 0);
+    Some(thread)
+}
+
+/// What is known of a thread.
+#[inline(always)]
+fn find(tid: u32) -> Option<*mut Thread> {
+    let last = LAST_THREAD_SLOT.get_ptr_mut(0)?;
+    // SAFETY: the entry of this CPU.
+    let last = unsafe { &mut *last };
+    let thread = THREAD_SLOTS.get_ptr_mut(*last)?;
+    // SAFETY: the slot is there; whose it is does not change while its thread runs.
+    if unsafe { (*thread).tid } == tid {
+        return Some(thread);
+    }
+    // SAFETY: an entry is the running thread's.
+    let slot = *unsafe { THREAD_SLOT_OF.get(tid) }?;
+    *last = slot;
+    THREAD_SLOTS.get_ptr_mut(slot)
+}
+
+/// Forgets a thread.
+#[inline(always)]
+fn forget(tid: u32) {
+    // SAFETY: an entry is the running thread's.
+    let Some(&slot) = (unsafe { THREAD_SLOT_OF.get(tid) }) else {
+        return;
+    };
+    let _ = THREAD_SLOT_OF.remove(tid);
+    if let Some(thread) = THREAD_SLOTS.get_ptr_mut(slot) {
+        // SAFETY: the slot is the running thread's, until it is given back.
+        unsafe { (*thread).tid = 0 };
+    }
+    let _ = FREE_THREAD_SLOTS.push(slot, 0);
 }
 
 /// The row of a system call of a process.
@@ -146,7 +184,7 @@ fn meet(pid: u32, tid: u32, number: u32) -> Option<*mut Thread> {
 fn find_row(pid: u32, tid: u32, number: u32) -> Option<u32> {
     if TARGET_MODE.load() == TargetMode::Pids as u32 && target_flags(pid) & TARGET_SAMPLE == 0 {
         // It failed to become the command.
-        let _ = THREADS.remove(tid);
+        forget(tid);
         return None;
     }
     let key = RowKey { pid, number };
@@ -204,18 +242,20 @@ fn add_error(key: ErrorKey) {
 pub fn syscalls_exec(ctx: RawTracePointContext) -> i32 {
     let old_tid = ctx.arg::<u64>(1) as u32;
     let (_, tid) = current_pid_tid();
-    let Some(thread) = THREADS.get_ptr(old_tid) else {
+    // SAFETY: the entry is the running thread's.
+    let Some(&slot) = (unsafe { THREAD_SLOT_OF.get(old_tid) }) else {
         return 0;
     };
-    // SAFETY: the entry is the running thread's.
-    let thread = Thread {
-        rows: Thread::default().rows,
-        ..unsafe { *thread }
-    };
     if old_tid != tid {
-        let _ = THREADS.remove(old_tid);
+        let _ = THREAD_SLOT_OF.remove(old_tid);
+        let _ = THREAD_SLOT_OF.insert(tid, slot, 0);
     }
-    let _ = THREADS.insert(tid, thread, 0);
+    if let Some(thread) = THREAD_SLOTS.get_ptr_mut(slot) {
+        // SAFETY: the slot is the running thread's.
+        let thread = unsafe { &mut *thread };
+        thread.tid = tid;
+        thread.rows = Thread::default().rows;
+    }
     0
 }
 
@@ -223,6 +263,6 @@ pub fn syscalls_exec(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn syscalls_exit(_ctx: RawTracePointContext) -> i32 {
     let (_, tid) = current_pid_tid();
-    let _ = THREADS.remove(tid);
+    forget(tid);
     0
 }
