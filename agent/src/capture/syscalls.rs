@@ -64,6 +64,8 @@ pub struct SyscallCapture {
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
     ring: RingBuf<MapData>,
+    /// Rows that were given back.
+    rows_returned: u64,
     cpus: usize,
     programs: Ebpf,
 }
@@ -86,6 +88,7 @@ impl SyscallCapture {
             counts: PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?,
             targets: HashMap::try_from(take_map(&mut programs, "TARGETS")?)?,
             ring: RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?,
+            rows_returned: 0,
             cpus,
             programs,
         };
@@ -134,6 +137,25 @@ impl SyscallCapture {
         let _ = self.targets.remove(&pid);
     }
 
+    /// The news of processes since the last time, as records back to back.
+    pub fn read_news(&mut self) -> Vec<u8> {
+        let mut news = Vec::new();
+        while let Some(record) = self.ring.next() {
+            news.extend_from_slice(&record);
+        }
+        news
+    }
+
+    /// Whether so many rows are taken that those of ended processes should be given back.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn is_half_full(&self) -> Result<bool> {
+        let taken = self.counts.get(&(Counter::SyscallRowsTaken as u32), 0)?;
+        let in_use = taken.iter().sum::<u64>() - self.rows_returned;
+        Ok(in_use * 2 > u64::from(row_count(self.cpus as u32, MAX_ROWS)))
+    }
+
     /// All processes that made system calls.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
@@ -152,8 +174,7 @@ impl SyscallCapture {
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub fn read(&mut self) -> Result<Vec<ProcessSyscall>> {
-        self.skip_events();
+    pub fn read(&self) -> Result<Vec<ProcessSyscall>> {
         let errors = self.read_errors();
         let keys: Vec<_> = self.row_of.iter().filter_map(Result::ok).collect();
         keys.into_iter()
@@ -182,6 +203,7 @@ impl SyscallCapture {
                 let zeros = vec![NO_DURATIONS; self.cpus];
                 self.rows.set(row, PerCpuValues::try_from(zeros)?, 0)?;
                 self.free_rows.push(row, 0)?;
+                self.rows_returned += 1;
                 Ok(taken)
             })
             .collect()
@@ -234,11 +256,6 @@ impl SyscallCapture {
         Ok(lost
             .map(|(counter, count)| (counter.name(), count))
             .collect())
-    }
-
-    /// The news of processes are of no interest here, but must not fill the ring.
-    fn skip_events(&mut self) {
-        while self.ring.next().is_some() {}
     }
 
     fn read_errors(&self) -> FxHashMap<u32, Vec<(u32, u64)>> {

@@ -1,6 +1,7 @@
 //! Records of the ring buffer: the one place where bytes become structures.
 #![allow(unsafe_code)] // The cast below.
 
+use hotspan_abi::limits::COMM_BYTES;
 use hotspan_abi::records::{
     ProcessEvent, RecordHeader, RecordKind, SampleHeader, SnapshotHeader, StopReason,
 };
@@ -83,12 +84,17 @@ impl<'a> Sample<'a> {
         words(self.user)
     }
 
-    /// The thread's name, up to its zero.
+    /// The thread's name.
     #[must_use]
     pub fn thread_name(&self) -> &[u8] {
-        let comm = &self.header.comm;
-        &self.header.comm[..comm.iter().position(|&b| b == 0).unwrap_or(comm.len())]
+        name(&self.header.comm)
     }
+}
+
+/// A thread's name, up to its zero.
+#[must_use]
+pub fn name(comm: &[u8; COMM_BYTES]) -> &[u8] {
+    &comm[..comm.iter().position(|&b| b == 0).unwrap_or(comm.len())]
 }
 
 fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + use<'_> {

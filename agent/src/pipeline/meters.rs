@@ -209,16 +209,18 @@ impl Meters {
         };
         let changes = syscalls.changes()?;
         let running = syscalls.process_names().into_iter();
-        let called = changes.keys().map(|(process, _)| process.clone());
+        let called = changes.keys().map(|(owner, _)| owner.process.clone());
         self.processes.note(running.chain(called));
         add_losses(&mut self.series, &SYSCALLS_LOST, syscalls.losses()?);
-        for ((process, syscall), stats) in changes {
+        for ((owner, syscall), stats) in changes {
             let of = |more: Option<(&'static str, Value)>| {
                 let attributes = [
                     ("hotspan.syscall.name", Value::from(&*syscall)),
-                    ("hotspan.process.name", Value::Text(process.clone())),
+                    ("hotspan.process.name", Value::Text(owner.process.clone())),
                 ];
-                Attributes::new(attributes.into_iter().chain(more))
+                let container = owner.container.clone();
+                let container = container.map(|id| ("container.id", Value::Text(id)));
+                Attributes::new(attributes.into_iter().chain(container).chain(more))
             };
             let durations = Data::Exponential(histogram_s(&stats.returned));
             self.series

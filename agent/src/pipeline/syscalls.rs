@@ -1,7 +1,7 @@
 //! Counting of system calls: from the kernel's rows to totals by name.
 //!
-//! In: which tasks, and for how long. Out: [`SyscallTotals`]. One thread: the kernel adds up, and a tick four
-//! times a second takes over what ended processes made, so that their rows serve others.
+//! In: which tasks, and for how long. Out: [`SyscallTotals`], or what changed. One thread: the kernel adds up, and
+//! a tick reads which processes started and ended; when rows get short, those of ended ones serve others.
 
 use std::{
     borrow::Cow,
@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hotspan_abi::settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE};
+use hotspan_abi::{
+    limits::COMM_BYTES,
+    settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE},
+};
 use tokio::{
     process::{Child, Command},
     time::{MissedTickBehavior, interval, sleep},
@@ -22,16 +25,100 @@ use super::EndSignals;
 use crate::{
     aggregate::syscalls::{Calls, SyscallTotals, since},
     capture::{ProcessSyscall, Settings, SyscallCapture, Target},
-    decode::syscalls::syscall_name,
+    decode::{
+        record::{self, Record, records},
+        syscalls::syscall_name,
+    },
     model::SyscallStats,
     process::{self, Watched},
 };
 
-/// How often rows of processes that ended are taken back, before there are none left for new ones.
+/// How often the news of processes are read, before there is no room for more of them.
 const TICK: Duration = Duration::from_millis(250);
 
+/// News may be lost: so often it is looked who is still there.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// Names of so many processes are kept.
-const MAX_NAMES: usize = 8192;
+const MAX_OWNERS: usize = 8192;
+
+/// Who makes system calls.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// Name of the process.
+    pub process: Arc<str>,
+    /// Id of the container it is in.
+    pub container: Option<Arc<str>>,
+}
+
+/// The processes that make system calls, and those that ended.
+struct Owners {
+    known: BTreeMap<u32, Owner>,
+    ended: BTreeSet<u32>,
+    looked: Instant,
+}
+
+impl Owners {
+    fn new() -> Self {
+        Self {
+            known: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            looked: Instant::now(),
+        }
+    }
+
+    /// Takes in who started, and who ended.
+    fn read_news(&mut self, capture: &mut SyscallCapture) {
+        let news = capture.read_news();
+        for record in records(&news).flatten() {
+            match record {
+                Record::Exec(event) => self.meet(event.pid, Some(&event.comm)),
+                Record::Exit(event) if event.is_last_thread != 0 => {
+                    if !self.known.contains_key(&event.pid) {
+                        self.meet(event.pid, Some(&event.comm));
+                    }
+                    self.ended.insert(event.pid);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Looks who made calls and is not known, or is known and not there any more.
+    fn look(&mut self, capture: &SyscallCapture) {
+        for pid in capture.processes() {
+            if !self.known.contains_key(&pid) {
+                self.meet(pid, None);
+            }
+        }
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            let gone = self.known.keys().filter(|&&pid| !process::is_running(pid));
+            self.ended.extend(gone);
+        }
+    }
+
+    fn meet(&mut self, pid: u32, comm: Option<&[u8; COMM_BYTES]>) {
+        if self.known.len() >= MAX_OWNERS && !self.known.contains_key(&pid) {
+            return;
+        }
+        // A thread may have another name than its process; one that has just begun a program has not.
+        let said = || comm.map(|comm| String::from_utf8_lossy(record::name(comm)).into());
+        match process::name(pid).or_else(said) {
+            Some(process) => {
+                let container = process::container_id(pid);
+                self.known.insert(pid, Owner { process, container });
+            }
+            None => _ = self.ended.insert(pid),
+        }
+    }
+
+    /// Those that ended; they are still known. A pid that serves another process by now is no ended one.
+    fn take_ended(&mut self) -> Vec<u32> {
+        let ended = std::mem::take(&mut self.ended).into_iter();
+        ended.filter(|&pid| !process::is_running(pid)).collect()
+    }
+}
 
 /// What to count.
 pub struct Plan {
@@ -50,8 +137,7 @@ pub struct Counting {
     /// Calls that were under way before we came: by thread, the process and the number. The kernel side
     /// did not see them begin.
     old_calls: BTreeMap<u32, (u32, u32)>,
-    /// Names of processes, as they were last seen.
-    names: BTreeMap<u32, Arc<str>>,
+    owners: Owners,
     /// Processes whose end is the end of all.
     targets: Option<Watched>,
     start: Instant,
@@ -85,7 +171,7 @@ impl Counting {
             capture,
             totals: SyscallTotals::default(),
             old_calls: old_calls(&pids),
-            names: BTreeMap::new(),
+            owners: Owners::new(),
             targets: are_watched.then(|| Watched::new(&plan.pids)),
             start: now,
             shown: (now, Calls::new()),
@@ -146,7 +232,10 @@ impl Counting {
                 status = command_exit => return Ok(Some(status.context("lost the command")?)),
                 _ = tick.tick() => {}
             }
-            self.take_ended()?;
+            self.owners.read_news(&mut self.capture);
+            if self.capture.is_half_full()? {
+                self.take_ended()?;
+            }
             if refresh.is_some_and(|refresh| self.shown.0.elapsed() >= refresh) {
                 let (calls, time) = self.since_shown()?;
                 if !show(&calls, time) {
@@ -175,7 +264,7 @@ impl Counting {
     /// The name of a process whose calls were counted, if it lived long enough to be asked.
     #[must_use]
     pub fn name_of(&self, pid: u32) -> Option<&str> {
-        self.names.get(&pid).map(|name| &**name)
+        self.owners.known.get(&pid).map(|owner| &*owner.process)
     }
 
     /// What was not counted, by reason.
@@ -188,16 +277,9 @@ impl Counting {
 
     /// Takes over what processes made that ended.
     fn take_ended(&mut self) -> Result<()> {
-        let mut ended = Vec::new();
-        for pid in self.capture.processes() {
-            match process::name(pid) {
-                Some(name) if self.names.len() < MAX_NAMES || self.names.contains_key(&pid) => {
-                    self.names.insert(pid, name);
-                }
-                Some(_) => {}
-                None => ended.push(pid),
-            }
-        }
+        self.owners.read_news(&mut self.capture);
+        self.owners.look(&self.capture);
+        let ended = self.owners.take_ended();
         for ProcessSyscall { pid, number, stats } in self.capture.take(&ended)? {
             self.totals.add_ended(pid, syscall_name(number), &stats);
         }
@@ -237,13 +319,13 @@ impl Counting {
     }
 }
 
-/// What system calls came to since the last time, by the names of process and call.
-pub type Changes = BTreeMap<(Arc<str>, Cow<'static, str>), SyscallStats>;
+/// What system calls came to since the last time, by who made them and the name of the call.
+pub type Changes = BTreeMap<(Owner, Cow<'static, str>), SyscallStats>;
 
 /// System calls of the whole host, for as long as the agent runs: what changes, and nothing more, is kept.
 pub struct SyscallMeter {
     capture: SyscallCapture,
-    names: BTreeMap<u32, Arc<str>>,
+    owners: Owners,
     /// What has been told of each system call of each process.
     told: BTreeMap<(u32, u32), SyscallStats>,
     changes: Changes,
@@ -257,30 +339,20 @@ impl SyscallMeter {
     pub fn start(settings: &Settings) -> Result<Self> {
         Ok(Self {
             capture: SyscallCapture::load(settings)?,
-            names: BTreeMap::new(),
+            owners: Owners::new(),
             told: BTreeMap::new(),
             changes: Changes::new(),
         })
     }
 
-    /// Takes over what processes made that ended, so that their rows serve others.
+    /// Reads which processes started and ended; when rows get short, takes over what these made.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub fn tick(&mut self) -> Result<()> {
-        let mut ended = Vec::new();
-        for pid in self.capture.processes() {
-            match process::name(pid) {
-                Some(name) => _ = self.names.insert(pid, name),
-                None => ended.push(pid),
-            }
-        }
-        for row in self.capture.take(&ended)? {
-            self.note(&row);
-            self.told.remove(&(row.pid, row.number));
-        }
-        for pid in ended {
-            self.names.remove(&pid);
+        self.owners.read_news(&mut self.capture);
+        if self.capture.is_half_full()? {
+            self.take_ended()?;
         }
         Ok(())
     }
@@ -290,7 +362,7 @@ impl SyscallMeter {
     /// # Errors
     /// When a map cannot be read.
     pub fn changes(&mut self) -> Result<Changes> {
-        self.tick()?;
+        self.take_ended()?;
         for row in self.capture.read()? {
             self.note(&row);
             self.told.insert((row.pid, row.number), row.stats);
@@ -300,7 +372,8 @@ impl SyscallMeter {
 
     /// Names of the processes that run.
     pub fn process_names(&self) -> BTreeSet<Arc<str>> {
-        self.names.values().cloned().collect()
+        let owners = self.owners.known.values();
+        owners.map(|owner| owner.process.clone()).collect()
     }
 
     /// What was not counted, by reason.
@@ -316,6 +389,20 @@ impl SyscallMeter {
         self.capture.run_times()
     }
 
+    fn take_ended(&mut self) -> Result<()> {
+        self.owners.read_news(&mut self.capture);
+        self.owners.look(&self.capture);
+        let ended = self.owners.take_ended();
+        for row in self.capture.take(&ended)? {
+            self.note(&row);
+            self.told.remove(&(row.pid, row.number));
+        }
+        for pid in ended {
+            self.owners.known.remove(&pid);
+        }
+        Ok(())
+    }
+
     fn note(&mut self, row: &ProcessSyscall) {
         let nothing = SyscallStats::default();
         let told = self.told.get(&(row.pid, row.number)).unwrap_or(&nothing);
@@ -323,9 +410,12 @@ impl SyscallMeter {
         if stats.returned.count == 0 {
             return;
         }
-        let process = self.names.get(&row.pid).cloned();
-        let process = process.unwrap_or_else(|| "unknown".into());
-        let key = (process, syscall_name(row.number));
+        let owner = self.owners.known.get(&row.pid).cloned();
+        let owner = owner.unwrap_or_else(|| Owner {
+            process: "unknown".into(),
+            container: None,
+        });
+        let key = (owner, syscall_name(row.number));
         self.changes.entry(key).or_default().add(&stats);
     }
 }

@@ -27,8 +27,8 @@ pub use binary::{Binaries, KnownBinary};
 pub use elf::ElfFacts;
 pub use mapping::{Code, Mapping, Mappings};
 pub use proc_files::{
-    container_of_cgroup, is_running, name, process_of_thread, processes, resident_bytes,
-    syscall_of_thread, threads,
+    container_id, container_of_cgroup, is_running, name, process_of_thread, processes,
+    resident_bytes, syscall_of_thread, threads,
 };
 pub use signal::{give_back_memory, restore_signals, share_heap, survive_cut_files, terminate};
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};

@@ -38,6 +38,8 @@ counters! {
     KernelStackFailed = "kernel_stack_failed",
     /// The table of followed processes is full; a child is not followed.
     TargetsFull = "targets_full",
+    /// Rows of system calls that were taken, full or not.
+    SyscallRowsTaken = "syscall_rows_taken",
     /// The table of threads is full; the system calls of one more are not counted.
     SyscallThreadsFull = "syscall_threads_full",
     /// There is no row left for a system call of a process; its calls are not counted.

@@ -177,5 +177,7 @@ pub struct ProcessEvent {
     pub is_last_thread: u32,
     /// Unused.
     pub _pad: u32,
+    /// Name of the thread, zero-terminated; empty for one that is let go of.
+    pub comm: [u8; COMM_BYTES],
 }
-const _: () = assert!(size_of::<ProcessEvent>() == 40);
+const _: () = assert!(size_of::<ProcessEvent>() == 56);

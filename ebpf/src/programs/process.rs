@@ -4,6 +4,7 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::debug;
 use hotspan_abi::{
     counters::Counter,
+    limits::COMM_BYTES,
     records::{ProcessEvent, RecordHeader, RecordKind},
     settings::{
         TARGET_AT_EXEC, TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE, TargetMode,
@@ -12,7 +13,9 @@ use hotspan_abi::{
 
 use super::target::{is_target, target_flags};
 use crate::{
-    kernel_calls::{count, current_pid_tid, next_generation, now_mono_ns, read_kernel, send},
+    kernel_calls::{
+        count, current_comm, current_pid_tid, next_generation, now_mono_ns, read_kernel, send,
+    },
     maps::{PROCESSES, TARGET_MODE, TARGETS, offset_of},
 };
 
@@ -116,7 +119,7 @@ pub fn process_free(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn report(kind: RecordKind, task: u64, pid: u32, tid: u32, is_last_thread: bool) {
-    let event = ProcessEvent {
+    let mut event = ProcessEvent {
         header: RecordHeader {
             kind: kind as u32,
             total_bytes: size_of::<ProcessEvent>() as u32,
@@ -127,7 +130,12 @@ fn report(kind: RecordKind, task: u64, pid: u32, tid: u32, is_last_thread: bool)
         thread_cpu_ns: read_kernel::<u64>(task + offset_of!(task_sum_exec_runtime)).unwrap_or(0),
         is_last_thread: u32::from(is_last_thread),
         _pad: 0,
+        comm: [0; COMM_BYTES],
     };
+    if kind as u32 != RecordKind::Free as u32 {
+        // SAFETY: the name is in the event, on this program's stack.
+        unsafe { current_comm(&raw mut event.comm) };
+    }
     // SAFETY: the event is on this program's stack.
     if !unsafe { send((&raw const event).cast(), size_of::<ProcessEvent>() as u64) } {
         count(Counter::RingFullProcess);

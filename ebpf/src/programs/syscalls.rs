@@ -197,6 +197,7 @@ fn find_row(pid: u32, tid: u32, number: u32) -> Option<u32> {
         return None;
     };
     if SYSCALL_ROW_OF.insert(key, row, NO_EXIST).is_ok() {
+        count(Counter::SyscallRowsTaken);
         return Some(row);
     }
     // Another thread of the process was first, or there are too many.
