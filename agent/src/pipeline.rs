@@ -8,6 +8,7 @@ mod early;
 pub mod events;
 mod exporter;
 mod meters;
+mod slow_calls;
 pub mod syscalls;
 mod tables;
 
@@ -20,7 +21,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use hotspan_abi::{
     counters::Counter,
-    records::SampleHeader,
+    records::{SampleHeader, SlowCall},
     settings::{TARGET_FOLLOW_CHILDREN, TARGET_LAUNCHER, TARGET_SAMPLE},
 };
 use regex::bytes::Regex;
@@ -148,6 +149,8 @@ pub struct Recording {
     binaries: Binaries,
     samples: Samples,
     early: EarlySamples,
+    /// Slow system calls, each with a sample of its CPU and time.
+    slow_calls: Vec<SlowCall>,
     account: CpuAccount,
     start_mono_ns: u64,
     batch: Batch,
@@ -195,6 +198,7 @@ impl Recording {
             binaries,
             samples: Samples::default(),
             early: EarlySamples::default(),
+            slow_calls: Vec::new(),
             start_mono_ns: 0,
             batch: Batch::default(),
             side_band: VecDeque::new(),
@@ -359,6 +363,7 @@ impl Recording {
             self.apply_side_band_until(record.time_mono_ns());
             match record {
                 Record::Sample(sample) => self.sample(&sample),
+                Record::SlowCall(call) => self.slow_calls.push(call),
                 Record::Snapshot(snapshot) => self.early.add_stack(&snapshot),
                 Record::Exec(event) if Some(event.pid) == self.command => {
                     self.account.add_started(event.pid, event.thread_cpu_ns);

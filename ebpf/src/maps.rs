@@ -17,7 +17,9 @@ use hotspan_abi::{
         MAX_SWITCHED, SOFTIRQS, Switched, WAITING_SYSCALLS,
     },
     settings::{Offsets, ResourceOffsets, TargetMode},
-    syscalls::{ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, RowKey, Thread},
+    syscalls::{
+        Begun, ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, RowKey, SLOW_NUMBERS, SlowFloor, Thread,
+    },
     unwind::{MAX_PROCESSES, MAX_SEGMENTS, MAX_WIDE_RULES, ProcessTable, SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::unwind::Unwinder;
@@ -120,6 +122,14 @@ pub static FREE_ROWS: Queue<u32, MAX_ROWS> = Queue::new();
 #[btf_map]
 pub static SYSCALL_ERRORS: HashMap<ErrorKey, u64, MAX_ERRORS> = HashMap::new();
 
+/// Calls that have not returned, by tid, where the slowest are looked for; else it has one entry.
+#[btf_map]
+pub static BEGUN: HashMap<u32, Begun, MAX_THREADS> = HashMap::new();
+
+/// What counts as slow, by the system call's number.
+#[btf_map]
+pub static SLOW_FLOORS: PerCpuArray<SlowFloor, SLOW_NUMBERS> = PerCpuArray::new();
+
 /// The row of each kind of event that happened to somebody. The maps of events have one entry when these are
 /// not counted.
 #[btf_map]
@@ -168,6 +178,10 @@ pub static OWN_PID: Global<u32> = Global::new(u32::MAX);
 /// A [`TargetMode`].
 #[unsafe(no_mangle)]
 pub static TARGET_MODE: Global<u32> = Global::new(TargetMode::All as u32);
+
+/// How many of the slowest calls of each system call are wanted.
+#[unsafe(no_mangle)]
+pub static SLOWEST: Global<u32> = Global::new(0);
 
 /// Whether kernel frames are wanted.
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hotspan_tests::place;
 use hotspan_tests::process::{self, Guard};
-use hotspan_tests::program::Recipe;
+use hotspan_tests::program::{self, Build, Recipe};
 use hotspan_tests::recorder::{Finished, Hotspan};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -346,6 +346,62 @@ fn mistakes_are_one_sentence() -> Result<()> {
             "{arguments}: {}",
             run.stderr
         );
+    }
+    Ok(())
+}
+
+/// A program that waits a hundred times for two milliseconds, in several ways.
+#[test]
+fn the_slowest_calls_have_their_stacks() -> Result<()> {
+    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let program = program::c("waits", Build::NoFramePointers)?;
+    let file = folder.path().join("file");
+    let arguments = format!(
+        "--slowest 3 --json -- {} {} straight",
+        program.display(),
+        file.display()
+    );
+    let run = Hotspan::verb("syscalls")?
+        .args(&arguments)
+        .run()?
+        .succeeded()?;
+    let report = report(&run)?;
+    ensure!(
+        report["lost"] == serde_json::json!({}),
+        "{}",
+        report["lost"]
+    );
+    let calls = report["slowest"].as_array().context("no slowest calls")?;
+    let durations: Vec<_> = calls
+        .iter()
+        .map(|call| call["duration_ns"].as_u64())
+        .collect();
+    ensure!(durations.is_sorted_by(|a, b| a >= b), "{durations:?}");
+    for (syscall, function) in [("clock_nanosleep", "sleeps"), ("poll", "polls")] {
+        let of = |call: &&Value| call["syscall"] == syscall;
+        let found: Vec<_> = calls.iter().filter(of).collect();
+        ensure!(found.len() == 3, "{syscall}: {found:?}");
+        for call in &found {
+            let ns = call["duration_ns"].as_u64().unwrap_or(0);
+            ensure!(ns >= 2_000_000 && call["process"] == "waits", "{call}");
+        }
+        // The slowest of all is among them, but for calls of the same bucket; others sleep in it, too.
+        let max_ns = entry(&report, syscall)?["max_ns"].as_u64().unwrap_or(0);
+        let slowest_ns = found[0]["duration_ns"].as_u64().unwrap_or(0);
+        ensure!(
+            slowest_ns as f64 > 0.75 * max_ns as f64,
+            "{slowest_ns} of {max_ns}"
+        );
+        let is_from = |call: &&&Value| {
+            let stack = call["stack"].as_array().into_iter().flatten();
+            let names: Vec<_> = stack.filter_map(Value::as_str).collect();
+            let chain = ["main", "repeat", function];
+            names.first() == Some(&"_start") && names.windows(3).any(|three| three == chain)
+        };
+        let complete = found.iter().filter(is_from).count();
+        ensure!(complete > 0 || syscall != "poll", "{syscall}: {found:?}");
+        let has_stack = |call: &&Value| call["stack"].as_array().is_some_and(|s| s.len() > 2);
+        ensure!(found.iter().all(has_stack), "{syscall}: {found:?}");
     }
     Ok(())
 }

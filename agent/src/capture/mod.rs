@@ -76,6 +76,8 @@ pub struct Settings {
     pub rate_hz: u32,
     /// Whether kernel frames are wanted.
     pub kernel_stacks: bool,
+    /// Instead of sampling by the clock, tell so many of the slowest calls of each system call, with stacks.
+    pub slowest: Option<u32>,
 }
 
 /// The whole host, 99 times a second, with kernel frames.
@@ -85,6 +87,7 @@ impl Default for Settings {
             target: Target::All,
             rate_hz: 99,
             kernel_stacks: true,
+            slowest: None,
         }
     }
 }
@@ -141,7 +144,15 @@ impl Capture {
             attach_raw_tracepoint(&mut programs, program, name)
                 .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
         }
-        let samplers = open_samplers(&mut programs, &cpus, settings.rate_hz)?;
+        let samplers = if settings.slowest.is_some() {
+            for (program, tracepoint) in SLOW_CALL_PROGRAMS {
+                attach_raw_tracepoint(&mut programs, program, tracepoint)
+                    .with_context(|| format!("cannot attach to the tracepoint {tracepoint}"))?;
+            }
+            Vec::new()
+        } else {
+            open_samplers(&mut programs, &cpus, settings.rate_hz)?
+        };
         let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
@@ -238,6 +249,13 @@ impl Capture {
     }
 }
 
+/// What tells slow system calls, each with its tracepoint.
+const SLOW_CALL_PROGRAMS: [(&str, &str); 3] = [
+    ("slow_call_thread_exit", "sched_process_exit"),
+    ("slow_call_exit", "sys_exit"),
+    ("slow_call_enter", "sys_enter"),
+];
+
 fn read_counts(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<(Counter, u64)>> {
     COUNTERS
         .iter()
@@ -328,6 +346,7 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
     };
     let cpus = cpus::possible_count()?;
     let own_pid = std::process::id();
+    let slowest = settings.slowest.unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         // Nothing in the object needs the kernel's types: we have read what we want of them.
@@ -339,12 +358,15 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
         .override_global("KERNEL_STACKS", &kernel_stacks, true)
         .override_global("HAS_TASK_PT_REGS", &has_task_pt_regs, true)
         .override_global(aya_log::LEVEL, &log_level, false)
-        .override_global("OWN_PID", &own_pid, true);
+        .override_global("OWN_PID", &own_pid, true)
+        .override_global("SLOWEST", &slowest, true);
     match extent {
         Extent::Samples => {
+            // The first slow calls come all at once, each with a copy of its stack.
+            let rate_hz = settings.slowest.map_or(settings.rate_hz, |_| 4000);
             loader
                 .map_max_entries("SCRATCH", cpus * WALKERS)
-                .map_max_entries("EVENTS", ring_bytes(cpus, settings.rate_hz));
+                .map_max_entries("EVENTS", ring_bytes(cpus, rate_hz));
         }
         Extent::Syscalls => {
             loader.map_max_entries("EVENTS", ring_bytes(cpus, 1));
@@ -361,6 +383,9 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
                 loader.map_max_entries(name, rows);
             }
         }
+    }
+    if settings.slowest.is_none() || extent != Extent::Samples {
+        loader.map_max_entries("BEGUN", 1);
     }
     for (name, is_used) in SYSCALL_MAPS
         .iter()

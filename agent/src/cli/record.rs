@@ -164,6 +164,7 @@ fn plan(args: &Args) -> Result<Plan> {
             target,
             rate_hz: rate(args.rate_hz)?,
             kernel_stacks: !args.no_kernel,
+            slowest: None,
         },
         pids: args.target.pids.clone(),
         follow_children: args.target.children,

@@ -16,7 +16,7 @@ use super::{command, duration, target::TargetArgs, tell};
 use crate::aggregate::syscalls::Calls;
 use crate::capture::{Settings, features};
 use crate::decode::syscalls::errno_name;
-use crate::model::SyscallStats;
+use crate::model::{SlowCall, SyscallStats};
 use crate::pipeline::EndSignals;
 use crate::pipeline::syscalls::{Counting, Plan};
 use crate::process;
@@ -41,6 +41,9 @@ pub struct Args {
     /// Tell processes apart
     #[arg(long)]
     by_process: bool,
+    /// Tell the N slowest calls of each system call, with their thread and stack
+    #[arg(long, value_name = "N", conflicts_with = "top", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    slowest: Option<u32>,
     /// Write one JSON object at the end; the command's own output goes to standard error
     #[arg(long)]
     json: bool,
@@ -59,6 +62,9 @@ struct Report {
     /// Each process, with --by-process.
     #[serde(skip_serializing_if = "Option::is_none")]
     processes: Option<Vec<ProcessEntry>>,
+    /// The slowest calls, with --slowest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slowest: Option<Vec<SlowCall>>,
     /// What was not counted, by reason.
     lost: BTreeMap<&'static str, u64>,
 }
@@ -102,9 +108,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             target: args.target.target(&args.command)?,
             rate_hz: 1,
             kernel_stacks: false,
+            slowest: None,
         },
         pids: args.target.pids.clone(),
         follow_children: args.target.children,
+        slowest: args.slowest,
     };
     features::why_not_record()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -147,6 +155,11 @@ fn show(calls: &Calls, time: Duration) -> bool {
 fn report(counting: &mut Counting, by_process: bool) -> Result<Report> {
     let (totals, duration) = counting.finish()?;
     let (all, processes) = (totals.all(), by_process.then(|| totals.by_process()));
+    let mut lost = counting.losses()?;
+    let slowest = counting.take_slow_calls()?.map(|(calls, more)| {
+        lost.extend(more);
+        calls
+    });
     let name = |pid: Option<u32>| match pid {
         Some(pid) => counting.name_of(pid).unwrap_or_default().to_owned(),
         None => "others".to_owned(),
@@ -160,7 +173,8 @@ fn report(counting: &mut Counting, by_process: bool) -> Result<Report> {
         duration_s: (duration.as_secs_f64() * 1e3).round() / 1e3,
         syscalls: entries(&all),
         processes: processes.map(|processes| processes.into_iter().map(entry).collect()),
-        lost: counting.losses()?,
+        slowest,
+        lost,
     })
 }
 
@@ -222,8 +236,9 @@ fn write(args: &Args, report: &Report) -> Result<()> {
 
 /// One table, or one for each process.
 fn render(report: &Report) -> String {
+    let slowest = report.slowest.as_deref().map(slowest).unwrap_or_default();
     let Some(processes) = &report.processes else {
-        return table(&report.syscalls, report.duration_s);
+        return table(&report.syscalls, report.duration_s) + &slowest;
     };
     let mut text = String::new();
     for process in processes {
@@ -234,6 +249,42 @@ fn render(report: &Report) -> String {
         let table = table(&process.syscalls, report.duration_s);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}{pid}\n{table}", printable(&process.name));
+    }
+    text + &slowest
+}
+
+/// Frames of a stack that a person is shown.
+const MAX_SHOWN: usize = 16;
+/// Slow calls that a person is shown.
+const MAX_CALLS: usize = 20;
+
+/// The slowest calls, each with its stack, the function that made it first.
+fn slowest(calls: &[SlowCall]) -> String {
+    let mut text = "\nslowest calls\n".to_owned();
+    for call in calls.iter().take(MAX_CALLS) {
+        let SlowCall {
+            syscall,
+            thread,
+            tid,
+            ..
+        } = call;
+        let ms = call.duration_ns as f64 / 1e6;
+        let thread = printable(thread);
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{ms:>12.3} ms  {syscall}  {thread}[{tid}]");
+        for function in call.stack.iter().rev().take(MAX_SHOWN) {
+            let _ = writeln!(text, "{:18}{}", "", printable(function));
+        }
+        if call.stack.len() > MAX_SHOWN {
+            let _ = writeln!(text, "{:18}… {} more", "", call.stack.len() - MAX_SHOWN);
+        }
+    }
+    if calls.len() > MAX_CALLS {
+        let _ = writeln!(
+            text,
+            "and {} more; --json has them",
+            calls.len() - MAX_CALLS
+        );
     }
     text
 }

@@ -3,7 +3,7 @@
 
 use hotspan_abi::limits::COMM_BYTES;
 use hotspan_abi::records::{
-    ProcessEvent, RecordHeader, RecordKind, SampleHeader, SnapshotHeader, StopReason,
+    ProcessEvent, RecordHeader, RecordKind, SampleHeader, SlowCall, SnapshotHeader, StopReason,
 };
 
 /// Types of the ABI: plain numbers, so any bytes are a value.
@@ -11,6 +11,7 @@ trait Plain: Copy {}
 impl Plain for RecordHeader {}
 impl Plain for SampleHeader {}
 impl Plain for ProcessEvent {}
+impl Plain for SlowCall {}
 impl Plain for SnapshotHeader {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
@@ -31,6 +32,8 @@ pub enum Record<'a> {
     Exit(ProcessEvent),
     /// The CPU time of a thread that ended is final.
     Free(ProcessEvent),
+    /// A system call that took long.
+    SlowCall(SlowCall),
     /// The stack of the sample that follows on the same CPU.
     Snapshot(Snapshot<'a>),
 }
@@ -42,6 +45,7 @@ impl Record<'_> {
         match self {
             Self::Sample(sample) => sample.header.header.time_mono_ns,
             Self::Exec(event) | Self::Exit(event) | Self::Free(event) => event.header.time_mono_ns,
+            Self::SlowCall(call) => call.header.time_mono_ns,
             Self::Snapshot(snapshot) => snapshot.header.header.time_mono_ns,
         }
     }
@@ -134,6 +138,7 @@ fn parse(kind: u32, bytes: &[u8]) -> Option<Record<'_>> {
         RecordKind::Exec => read(bytes).map(Record::Exec),
         RecordKind::Exit => read(bytes).map(Record::Exit),
         RecordKind::Free => read(bytes).map(Record::Free),
+        RecordKind::SlowCall => read(bytes).map(Record::SlowCall),
         RecordKind::Snapshot => parse_snapshot(bytes).map(Record::Snapshot),
     }
 }

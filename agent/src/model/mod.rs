@@ -25,4 +25,4 @@ pub use profile::{
     Quality, Sample, Segment, Stack, StackIdx, Thread, ThreadIdx, TraceLink,
 };
 pub use raw::{BinaryId, ProcessId, RawFrame};
-pub use syscall::SyscallStats;
+pub use syscall::{SlowCall, SyscallStats};

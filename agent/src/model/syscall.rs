@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::durations::{Durations, add_counts, counts_since};
 
 /// Calls of one system call.
@@ -38,6 +40,25 @@ impl SyscallStats {
     pub fn failed(&self) -> u64 {
         self.errors.values().sum()
     }
+}
+
+/// A system call that was among the slowest of its kind.
+#[derive(Clone, Debug, Serialize)]
+pub struct SlowCall {
+    /// Name of the system call.
+    pub syscall: String,
+    /// From entry to return.
+    pub duration_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name of the process.
+    pub process: String,
+    /// Name of the thread.
+    pub thread: String,
+    /// Functions, from the thread's first one to the one that made the call.
+    pub stack: Vec<String>,
 }
 
 #[cfg(test)]

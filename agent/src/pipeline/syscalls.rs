@@ -6,6 +6,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     process::ExitStatus,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::EndSignals;
+use super::{EndSignals, slow_calls::SlowCalls};
 use crate::{
     aggregate::syscalls::{Calls, SyscallTotals, since},
     capture::{ProcessSyscall, Settings, SyscallCapture, Target},
@@ -29,7 +30,7 @@ use crate::{
         record::{self, Record, records},
         syscalls::syscall_name,
     },
-    model::SyscallStats,
+    model::{SlowCall, SyscallStats},
     process::{self, Watched},
 };
 
@@ -128,11 +129,14 @@ pub struct Plan {
     pub pids: Vec<u32>,
     /// Whether processes that they start are counted too.
     pub follow_children: bool,
+    /// How many of the slowest calls of each system call are wanted, with their stacks.
+    pub slowest: Option<u32>,
 }
 
 /// Counting under way.
 pub struct Counting {
     capture: SyscallCapture,
+    slow_calls: Option<SlowCalls>,
     totals: SyscallTotals,
     /// Calls that were under way before we came: by thread, the process and the number. The kernel side
     /// did not see them begin.
@@ -151,6 +155,10 @@ impl Counting {
     /// # Errors
     /// When the kernel refuses anything.
     pub fn start(plan: &Plan) -> Result<Self> {
+        let slow_calls = plan
+            .slowest
+            .map(|of_each| SlowCalls::start(plan, of_each))
+            .transpose()?;
         let mut capture = SyscallCapture::load(&plan.settings)?;
         let follow = if plan.follow_children {
             TARGET_FOLLOW_CHILDREN
@@ -169,6 +177,7 @@ impl Counting {
         let now = Instant::now();
         Ok(Self {
             capture,
+            slow_calls,
             totals: SyscallTotals::default(),
             old_calls: old_calls(&pids),
             owners: Owners::new(),
@@ -186,9 +195,12 @@ impl Counting {
         let own_pid = std::process::id();
         self.capture.add_target(own_pid, TARGET_LAUNCHER)?;
         self.start = Instant::now();
-        let child = command.spawn();
+        let child = match &mut self.slow_calls {
+            Some(slow_calls) => slow_calls.launch(command),
+            None => command.spawn().map_err(Into::into),
+        };
         self.capture.remove_target(own_pid);
-        Ok(child?)
+        child
     }
 
     /// Counts until something ends it; returns the command's status, when that was the end. Every
@@ -202,11 +214,9 @@ impl Counting {
         limit: Option<Duration>,
         refresh: Option<Duration>,
         signals: &mut EndSignals,
-        mut child: Option<&mut Child>,
-        mut show: impl FnMut(&Calls, Duration) -> bool,
+        child: Option<&mut Child>,
+        show: impl FnMut(&Calls, Duration) -> bool,
     ) -> Result<Option<ExitStatus>> {
-        let mut tick = interval(TICK.min(refresh.unwrap_or(TICK)));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let elapsed = async {
             match limit {
                 Some(limit) => sleep(limit).await,
@@ -214,6 +224,33 @@ impl Counting {
             }
         };
         tokio::pin!(elapsed);
+        let mut slow_calls = self.slow_calls.take();
+        let ended = {
+            let slow_calls = async {
+                match &mut slow_calls {
+                    Some(slow_calls) => slow_calls.run().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::pin!(slow_calls);
+            self.count_until(elapsed, slow_calls, refresh, signals, child, show)
+                .await
+        };
+        self.slow_calls = slow_calls;
+        ended
+    }
+
+    async fn count_until(
+        &mut self,
+        mut elapsed: Pin<&mut impl Future<Output = ()>>,
+        mut slow_calls: Pin<&mut impl Future<Output = Result<()>>>,
+        refresh: Option<Duration>,
+        signals: &mut EndSignals,
+        mut child: Option<&mut Child>,
+        mut show: impl FnMut(&Calls, Duration) -> bool,
+    ) -> Result<Option<ExitStatus>> {
+        let mut tick = interval(TICK.min(refresh.unwrap_or(TICK)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let command_exit = async {
                 match &mut child {
@@ -230,6 +267,7 @@ impl Counting {
                     return Ok(None);
                 }
                 status = command_exit => return Ok(Some(status.context("lost the command")?)),
+                ended = &mut slow_calls => ended?,
                 _ = tick.tick() => {}
             }
             self.owners.read_news(&mut self.capture);
@@ -259,6 +297,16 @@ impl Counting {
     pub fn finish(&mut self) -> Result<(&SyscallTotals, Duration)> {
         self.read()?;
         Ok((&self.totals, self.start.elapsed()))
+    }
+
+    /// The slowest calls, if they were wanted, and what was lost of them. This is the last to be asked.
+    ///
+    /// # Errors
+    /// When the kernel's counters cannot be read.
+    pub fn take_slow_calls(
+        &mut self,
+    ) -> Result<Option<(Vec<SlowCall>, BTreeMap<&'static str, u64>)>> {
+        self.slow_calls.take().map(SlowCalls::finish).transpose()
     }
 
     /// The name of a process whose calls were counted, if it lived long enough to be asked.

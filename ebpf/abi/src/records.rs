@@ -24,6 +24,8 @@ pub enum RecordKind {
     /// The stack of a sample whose tables were still being made; the sample itself follows, with the
     /// same CPU and time: [`SnapshotHeader`] and words.
     Snapshot = 5,
+    /// A system call that took long; its sample follows, with the same CPU and time: [`SlowCall`].
+    SlowCall = 6,
 }
 
 impl TryFrom<u32> for RecordKind {
@@ -35,6 +37,7 @@ impl TryFrom<u32> for RecordKind {
             3 => Ok(Self::Exit),
             4 => Ok(Self::Free),
             5 => Ok(Self::Snapshot),
+            6 => Ok(Self::SlowCall),
             other => Err(other),
         }
     }
@@ -181,3 +184,18 @@ pub struct ProcessEvent {
     pub comm: [u8; COMM_BYTES],
 }
 const _: () = assert!(size_of::<ProcessEvent>() == 56);
+
+/// A system call that was among the slowest of its kind when it returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SlowCall {
+    /// Kind, length and time, which is that of its return.
+    pub header: RecordHeader,
+    /// From entry to return.
+    pub duration_ns: u64,
+    /// Number of the system call, as in [`crate::syscalls::RowKey`].
+    pub number: u32,
+    /// CPU number.
+    pub cpu: u32,
+}
+const _: () = assert!(size_of::<SlowCall>() == 32);

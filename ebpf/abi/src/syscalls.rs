@@ -61,3 +61,30 @@ pub struct Thread {
     pub rows: [[u32; 2]; REMEMBERED_ROWS],
 }
 const _: () = assert!(size_of::<Thread>() == 24 + REMEMBERED_ROWS * 8);
+
+/// System calls, by number, that the slowest are looked for of each; higher numbers share the last place.
+pub const SLOW_NUMBERS: usize = 512;
+
+/// A call that has not returned, where the slowest are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Begun {
+    /// `CLOCK_MONOTONIC` when it began.
+    pub start_mono_ns: u64,
+    /// Its number, as in [`RowKey`].
+    pub number: u32,
+    #[allow(missing_docs)]
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Begun>() == 16);
+
+/// What counts as slow, for one system call on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SlowFloor {
+    /// Bucket of durations from which on calls are told.
+    pub bucket: u32,
+    /// How many have been told since it was raised last.
+    pub told: u32,
+}
+const _: () = assert!(size_of::<SlowFloor>() == 8);

@@ -8,6 +8,7 @@ mod process;
 mod registers;
 mod sample;
 mod scheduler;
+mod slow_calls;
 mod softirq;
 mod syscalls;
 mod target;

@@ -27,7 +27,7 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
     if pid == 0 {
         return 0;
     }
-    let slot = Slot::sampler();
+    let slot = Slot::own();
     let Some(scratch) = slot.scratch() else {
         count(Counter::NoScratch);
         return 0;
@@ -103,8 +103,9 @@ fn walk_kernel(ctx: &PerfEventContext, scratch: &mut Scratch) {
     }
 }
 
+/// Sends the sample.
 #[inline(always)]
-fn submit(scratch: &mut Scratch, stop: StopReason) {
+pub fn submit(scratch: &mut Scratch, stop: StopReason) {
     scratch.record.sample.stop = stop as u32;
     let frames = scratch.record.sample.kernel_frames + scratch.record.sample.user_frames;
     // The mask is for the verifier: the number of frames never reaches FRAME_SLOTS * 2.

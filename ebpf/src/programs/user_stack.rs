@@ -25,9 +25,9 @@ use crate::{
 pub struct Slot(u32);
 
 impl Slot {
-    /// That of the sampler.
+    /// That of the only kind that runs: the sampler, or the one that tells slow system calls.
     #[inline(always)]
-    pub fn sampler() -> Self {
+    pub fn own() -> Self {
         Self(cpu() * WALKERS)
     }
 

@@ -14,9 +14,15 @@
 #define TIMES 100
 static const struct timespec two_ms = {0, 2 * MS};
 
-static void sleeps(void) { nanosleep(&two_ms, NULL); }
+static NOINLINE void sleeps(void) {
+    nanosleep(&two_ms, NULL);
+    KEEP_FRAME();
+}
 
-static void polls(void) { poll(NULL, 0, 2); }
+static NOINLINE void polls(void) {
+    poll(NULL, 0, 2);
+    KEEP_FRAME();
+}
 
 static void waits_for_lock(void) {
     static uint32_t word = 1;
@@ -71,7 +77,7 @@ static void reads_disk(void) {
     at += 4096;
 }
 
-static void repeat(const char *name, void (*once)(void)) {
+static NOINLINE void repeat(const char *name, void (*once)(void)) {
     for (int i = 0; i < TIMES; i++) once();
     printf("%s %d\n", name, TIMES);
 }
@@ -88,8 +94,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < TIMES; i++)
         if (pwrite(file, buffer, 4096, i * 4096) != 4096) return 1;
     workload_ready();
-    /* Those who count begin now. */
-    raise(SIGSTOP);
+    /* Those who count begin now, if they do not count from the start. */
+    if (argc < 3) raise(SIGSTOP);
     repeat("sleep", sleeps);
     repeat("poll", polls);
     repeat("lock", waits_for_lock);
@@ -103,6 +109,6 @@ int main(int argc, char **argv) {
     repeat("disk", reads_disk);
     puts("done");
     fflush(stdout);
-    raise(SIGSTOP);
+    if (argc < 3) raise(SIGSTOP);
     return 0;
 }

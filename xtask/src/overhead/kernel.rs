@@ -109,7 +109,7 @@ impl EmptyProgram {
     /// Runs it on each of `cpus`, this often.
     pub fn start(cpus: &[u32], rate_hz: u32) -> Result<Self> {
         const BPF_PROG_TYPE_PERF_EVENT: u64 = 7;
-        let program = load_empty(BPF_PROG_TYPE_PERF_EVENT)?;
+        let program = load(BPF_PROG_TYPE_PERF_EVENT, RETURN)?;
         let clocks = cpus
             .iter()
             .map(|&cpu| start_clock(cpu, rate_hz, &program))
@@ -121,16 +121,22 @@ impl EmptyProgram {
     }
 }
 
-/// Programs that only return, at the beginning and the end of every system call while this lives.
-pub struct EmptyPair(#[expect(dead_code, reason = "held, not read")] [OwnedFd; 2]);
+/// `r0 = 0; exit` (include/uapi/linux/bpf.h, `struct bpf_insn`).
+pub const RETURN: &[u64] = &[0xb7, 0x95];
 
-impl EmptyPair {
+/// The same after a call of `bpf_ktime_get_ns`.
+pub const READ_CLOCK: &[u64] = &[0x85 | 5 << 32, 0xb7, 0x95];
+
+/// Programs of these instructions, at the beginning and the end of every system call while this lives.
+pub struct Pair(#[expect(dead_code, reason = "held, not read")] [OwnedFd; 2]);
+
+impl Pair {
     /// Attaches them.
-    pub fn attach() -> Result<Self> {
+    pub fn attach(instructions: &[u64]) -> Result<Self> {
         const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
         const BPF_PROG_TYPE_RAW_TRACEPOINT: u64 = 17;
         let attach = |tracepoint: &CStr| -> Result<OwnedFd> {
-            let program = load_empty(BPF_PROG_TYPE_RAW_TRACEPOINT)?;
+            let program = load(BPF_PROG_TYPE_RAW_TRACEPOINT, instructions)?;
             let attribute = [tracepoint.as_ptr() as u64, program.as_raw_fd() as u64];
             // SAFETY: the attribute points at a name that lives on, and holds a program's descriptor.
             let link = unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &attribute) };
@@ -140,14 +146,12 @@ impl EmptyPair {
     }
 }
 
-/// A program that only returns.
-fn load_empty(program_type: u64) -> Result<OwnedFd> {
+/// A program of these instructions.
+fn load(program_type: u64, instructions: &[u64]) -> Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_long = 5;
-    /// `r0 = 0; exit` (include/uapi/linux/bpf.h, `struct bpf_insn`).
-    const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
     let attribute = [
-        program_type | (INSTRUCTIONS.len() as u64) << 32,
-        INSTRUCTIONS.as_ptr() as u64,
+        program_type | (instructions.len() as u64) << 32,
+        instructions.as_ptr() as u64,
         c"GPL".as_ptr() as u64,
     ];
     // SAFETY: the attribute starts with type and number of instructions, then points at these and at

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::bench::{Bench, arg};
-use super::kernel::{self, EmptyPair};
+use super::kernel::{self, Pair, READ_CLOCK, RETURN};
 use super::report::{Bound, Row, Unit, Values};
 use crate::command;
 
@@ -20,13 +20,24 @@ pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
     std::fs::write(&source, SOURCE)?;
     command::output(Command::new("gcc").args(["-O2", arg(&source)?, "-o", arg(&program)?]))?;
     let program = arg(&program)?;
-    let [mut nothing, mut empty, mut ours, mut perf, mut strace] = [const { Vec::new() }; 5];
+    let [
+        mut nothing,
+        mut empty,
+        mut clock,
+        mut ours,
+        mut perf,
+        mut strace,
+    ] = [const { Vec::new() }; 6];
     let millions = if bench.quick { "300000" } else { "3000000" };
     for _ in 0..if bench.quick { 1 } else { 5 } {
         nothing.push(ns(bench, &[program, millions])?);
         {
-            let _pair = EmptyPair::attach()?;
+            let _pair = Pair::attach(RETURN)?;
             empty.push(ns(bench, &[program, millions])?);
+        }
+        {
+            let _pair = Pair::attach(READ_CLOCK)?;
+            clock.push(ns(bench, &[program, millions])?);
         }
         let hotspan = arg(&bench.hotspan)?;
         ours.push(ns(bench, &[hotspan, "syscalls", "--", program, millions])?);
@@ -38,7 +49,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
     let base = Values::new(Unit::Nanoseconds, nothing).median();
     let added =
         |values: Vec<f64>| Values::new(Unit::Nanoseconds, values.into_iter().map(|ns| ns - base));
-    let [empty, ours, perf, strace] = [empty, ours, perf, strace].map(added);
+    let [empty, clock, ours, perf, strace] = [empty, clock, ours, perf, strace].map(added);
     let ratio = |of: &Values| Values::new(Unit::Percent, [100.0 * ours.median() / of.median()]);
     let (of_empty, of_perf, of_strace) = (ratio(&empty), ratio(&perf), ratio(&strace));
     let base = Values::new(Unit::Nanoseconds, [base]);
@@ -46,6 +57,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Row>> {
         Row::fact("a system call (getppid) that nobody counts", base),
         Row::fact("– added by hotspan syscalls", ours).beside_perf(perf),
         Row::fact("– added by an empty pair of programs", empty),
+        Row::fact("– added by a pair that reads the clock", clock),
         Row::fact("– added by strace -c -f", strace),
         Row::promise(
             "– hotspan's part of the empty pair's",
