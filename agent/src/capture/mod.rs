@@ -17,7 +17,7 @@ mod tables;
 use std::{
     env, fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -101,10 +101,24 @@ pub struct Batch {
     pub side_band: Vec<u8>,
 }
 
+/// What is open on a CPU. The kernel lets go of it when the CPU goes offline.
+struct Cpu {
+    number: u32,
+    side_band: SideBand,
+    sampler: Option<Sampler>,
+}
+
+/// CPUs may come and go; so often it is looked.
+const CPU_LOOK: Duration = Duration::from_millis(250);
+
 /// A running capture. Everything detaches when it is dropped.
 pub struct Capture {
-    samplers: Vec<Sampler>,
-    side_bands: Vec<SideBand>,
+    cpus: Vec<Cpu>,
+    /// What drives new samplers; `None` where the clock does not.
+    rate_hz: Option<u32>,
+    has_started: bool,
+    /// When it was looked last which CPUs there are.
+    looked: Instant,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
@@ -128,10 +142,10 @@ impl Capture {
             None
         };
         // The side band opens first: a process that starts after this point is known by it.
-        let cpus = cpus::online().context("cannot read which CPUs are online")?;
-        let side_bands = cpus
-            .iter()
-            .map(|&cpu| SideBand::open(cpu))
+        let online = cpus::online().context("cannot read which CPUs are online")?;
+        let mut cpus = online
+            .into_iter()
+            .map(Cpu::open)
             .collect::<io::Result<Vec<_>>>()
             .context("the kernel refused the perf event that reports mappings")?;
         for name in [
@@ -144,23 +158,32 @@ impl Capture {
             attach_raw_tracepoint(&mut programs, program, name)
                 .with_context(|| format!("cannot attach to the tracepoint {name}"))?;
         }
-        let samplers = if settings.slowest.is_some() {
+        let rate_hz = settings.slowest.is_none().then_some(settings.rate_hz);
+        if let Some(rate_hz) = rate_hz {
+            let program: &mut PerfEvent = programs
+                .program_mut("sample")
+                .context("the eBPF object has no program sample")?
+                .try_into()?;
+            program.load().map_err(|error| refused("sample", error))?;
+            tell_cost("sample", program.info());
+            cpus.iter_mut()
+                .try_for_each(|cpu| cpu.open_sampler(&programs, rate_hz))?;
+        } else {
             for (program, tracepoint) in SLOW_CALL_PROGRAMS {
                 attach_raw_tracepoint(&mut programs, program, tracepoint)
                     .with_context(|| format!("cannot attach to the tracepoint {tracepoint}"))?;
             }
-            Vec::new()
-        } else {
-            open_samplers(&mut programs, &cpus, settings.rate_hz)?
-        };
+        }
         let ring = RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?;
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
         let tables = TableMaps::take(&mut programs)?;
         Ok(Self {
             tables,
-            samplers,
-            side_bands,
+            cpus,
+            rate_hz,
+            has_started: false,
+            looked: Instant::now(),
             ring,
             counts,
             targets,
@@ -191,28 +214,31 @@ impl Capture {
     }
 
     /// Something to wait on, readable when a process has mapped a file, started or ended, or has a
-    /// new name.
+    /// new name. That of CPUs that come later is not waited for, only read.
     ///
     /// # Errors
     /// The kernel's.
     pub fn process_news(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        perf_event::readiness(&self.side_bands)
+        perf_event::readiness(self.cpus.iter().map(|cpu| &cpu.side_band))
     }
 
     /// Starts the clocks.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn start(&self) -> Result<()> {
-        self.samplers
+    pub fn start(&mut self) -> Result<()> {
+        self.has_started = true;
+        self.cpus
             .iter()
+            .filter_map(|cpu| cpu.sampler.as_ref())
             .try_for_each(Sampler::start)
             .context("cannot start sampling")
     }
 
     /// Stops the clocks; what was captured can still be read.
-    pub fn stop(&self) {
-        for sampler in &self.samplers {
+    pub fn stop(&mut self) {
+        self.has_started = false;
+        for sampler in self.cpus.iter().filter_map(|cpu| cpu.sampler.as_ref()) {
             // Fails only when the CPU went away, and then its clock has stopped.
             let _ = sampler.stop();
         }
@@ -226,12 +252,49 @@ impl Capture {
         while let Some(record) = self.ring.next() {
             batch.ring.extend_from_slice(&record);
         }
-        for side_band in &mut self.side_bands {
-            side_band.drain(|record| batch.side_band.extend_from_slice(record));
+        for cpu in &mut self.cpus {
+            let take = |record: &[u8]| batch.side_band.extend_from_slice(record);
+            cpu.side_band.drain(take);
+        }
+        if self.looked.elapsed() >= CPU_LOOK {
+            self.looked = Instant::now();
+            self.follow_cpus();
         }
         if let Some(log) = &mut self.log {
             log.flush();
         }
+    }
+
+    /// Lets go of CPUs that went offline, and opens what is needed on those that came.
+    fn follow_cpus(&mut self) {
+        let Ok(online) = cpus::online() else {
+            return;
+        };
+        self.cpus.retain(|cpu| online.contains(&cpu.number));
+        for number in online {
+            if self.cpus.iter().any(|cpu| cpu.number == number) {
+                continue;
+            }
+            match self.open_cpu(number) {
+                Ok(cpu) => self.cpus.push(cpu),
+                // It may have gone again.
+                Err(error) => {
+                    tracing::debug!(cpu = number, reason = %error, "a new CPU is not sampled");
+                }
+            }
+        }
+    }
+
+    fn open_cpu(&self, number: u32) -> Result<Cpu> {
+        let mut cpu = Cpu::open(number)?;
+        if let Some(rate_hz) = self.rate_hz {
+            cpu.open_sampler(&self.programs, rate_hz)?;
+        }
+        if let Some(sampler) = cpu.sampler.as_ref().filter(|_| self.has_started) {
+            sampler.start()?;
+        }
+        tracing::info!(cpu = number, "a CPU came online");
+        Ok(cpu)
     }
 
     /// Run time of each program in the kernel, as far as that is accounted for.
@@ -502,16 +565,25 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
     ))
 }
 
-fn open_samplers(programs: &mut Ebpf, cpus: &[u32], rate_hz: u32) -> Result<Vec<Sampler>> {
-    let program: &mut PerfEvent = programs
-        .program_mut("sample")
-        .context("the eBPF object has no program sample")?
-        .try_into()?;
-    program.load().map_err(|error| refused("sample", error))?;
-    tell_cost("sample", program.info());
-    let fd = program.fd()?;
-    cpus.iter()
-        .map(|&cpu| Sampler::open(cpu, rate_hz, fd.as_fd()))
-        .collect::<io::Result<Vec<_>>>()
-        .context("the kernel refused the perf event that drives the sampler")
+impl Cpu {
+    fn open(number: u32) -> io::Result<Self> {
+        Ok(Self {
+            number,
+            side_band: SideBand::open(number)?,
+            sampler: None,
+        })
+    }
+
+    /// Opens the clock, stopped, for a program that is loaded.
+    fn open_sampler(&mut self, programs: &Ebpf, rate_hz: u32) -> Result<()> {
+        let program: &PerfEvent = programs
+            .program("sample")
+            .context("the eBPF object has no program sample")?
+            .try_into()?;
+        let sampler = Sampler::open(self.number, rate_hz, program.fd()?.as_fd());
+        let sampler =
+            sampler.context("the kernel refused the perf event that drives the sampler")?;
+        self.sampler = Some(sampler);
+        Ok(())
+    }
 }

@@ -133,7 +133,9 @@ impl SideBand {
 ///
 /// # Errors
 /// The kernel's.
-pub fn readiness(side_bands: &[SideBand]) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn readiness<'a>(
+    side_bands: impl Iterator<Item = &'a SideBand>,
+) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: takes a flag.
     let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
     if fd < 0 {

@@ -156,9 +156,9 @@ fn report(counting: &mut Counting, by_process: bool) -> Result<Report> {
     let (totals, duration) = counting.finish()?;
     let (all, processes) = (totals.all(), by_process.then(|| totals.by_process()));
     let mut lost = counting.losses()?;
-    let slowest = counting.take_slow_calls()?.map(|(calls, more)| {
-        lost.extend(more);
-        calls
+    let slowest = counting.take_slow_calls()?.map(|slowest| {
+        lost.extend(slowest.lost);
+        slowest.calls
     });
     let name = |pid: Option<u32>| match pid {
         Some(pid) => counting.name_of(pid).unwrap_or_default().to_owned(),

@@ -16,6 +16,14 @@ use crate::{
     model::SlowCall,
 };
 
+/// What was found.
+pub struct Slowest {
+    /// The slowest first.
+    pub calls: Vec<SlowCall>,
+    /// What was lost, by reason.
+    pub lost: BTreeMap<&'static str, u64>,
+}
+
 /// Looking for them.
 pub struct SlowCalls {
     recording: Recording,
@@ -67,7 +75,7 @@ impl SlowCalls {
     ///
     /// # Errors
     /// When the kernel's counters cannot be read.
-    pub fn finish(mut self) -> Result<(Vec<SlowCall>, BTreeMap<&'static str, u64>)> {
+    pub fn finish(mut self) -> Result<Slowest> {
         self.recording.read();
         let profile = self.recording.profile(now_mono_ns(), EARLY_PATIENCE)?;
         let samples = self.recording.samples.times_mono_ns.iter();
@@ -106,6 +114,9 @@ impl SlowCalls {
         let mut lost = profile.quality.lost.clone();
         // There is no clock whose ticks could be missed.
         lost.remove("ticks_missed");
-        Ok((calls.collect(), lost))
+        Ok(Slowest {
+            calls: calls.collect(),
+            lost,
+        })
     }
 }

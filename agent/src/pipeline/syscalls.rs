@@ -22,7 +22,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::{EndSignals, slow_calls::SlowCalls};
+use super::{
+    EndSignals,
+    slow_calls::{SlowCalls, Slowest},
+};
 use crate::{
     aggregate::syscalls::{Calls, SyscallTotals, since},
     capture::{ProcessSyscall, Settings, SyscallCapture, Target},
@@ -30,7 +33,7 @@ use crate::{
         record::{self, Record, records},
         syscalls::syscall_name,
     },
-    model::{SlowCall, SyscallStats},
+    model::SyscallStats,
     process::{self, Watched},
 };
 
@@ -303,9 +306,7 @@ impl Counting {
     ///
     /// # Errors
     /// When the kernel's counters cannot be read.
-    pub fn take_slow_calls(
-        &mut self,
-    ) -> Result<Option<(Vec<SlowCall>, BTreeMap<&'static str, u64>)>> {
+    pub fn take_slow_calls(&mut self) -> Result<Option<Slowest>> {
         self.slow_calls.take().map(SlowCalls::finish).transpose()
     }
 
