@@ -332,3 +332,50 @@ fn node_exporter_reads_the_same_numbers() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the kernel names, the node exporter names alike: all that it tells of memory, protocols and sockets is there.
+#[test]
+fn every_field_that_the_node_exporter_tells_is_there() -> Result<()> {
+    let exporter = NodeExporter::start()?;
+    let root = Root::host();
+    let before = Reading::read(&root).fields;
+    let page = exporter.scrape()?;
+    let after = Reading::read(&root).fields;
+    let mut compared = 0;
+    for (name, value) in &page {
+        let groups = [
+            ("node_vmstat_", &before.vmstat, &after.vmstat),
+            ("node_netstat_", &before.netstat, &after.netstat),
+            ("node_sockstat_", &before.sockets, &after.sockets),
+            ("node_memory_", &before.memory, &after.memory),
+        ];
+        let found = groups
+            .into_iter()
+            .find_map(|(prefix, low, high)| Some((name.strip_prefix(prefix)?, low, high)));
+        let Some((field, low, high)) = found else {
+            continue;
+        };
+        let field = field.strip_suffix("_bytes").unwrap_or(field);
+        // The exporter multiplies pages by their size and names that another field.
+        if field == "TCP_mem" || field == "UDP_mem" || field == "FRAG_memory" {
+            continue;
+        }
+        let known = low.get(field).zip(high.get(field));
+        let Some((low, high)) = known else {
+            ensure!(
+                name.contains("sockstat") && name.ends_with("_bytes"),
+                "no {name}"
+            );
+            continue;
+        };
+        let grows = name.starts_with("node_vmstat_") || field.starts_with("TcpExt_");
+        let is_between = (*low as f64..=*high as f64).contains(value);
+        ensure!(
+            !grows || is_between,
+            "{name}: {value} is not between {low} and {high}"
+        );
+        compared += 1;
+    }
+    ensure!(compared > 80, "only {compared} fields");
+    Ok(())
+}

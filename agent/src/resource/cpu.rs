@@ -38,6 +38,10 @@ pub struct Stat {
     pub forks: Option<u64>,
     /// Context switches since boot.
     pub context_switches: Option<u64>,
+    /// Interrupts since boot.
+    pub interrupts: Option<u64>,
+    /// When the host started, in seconds since the Unix epoch.
+    pub boot_wall_s: Option<u64>,
     /// Threads that run or could, now.
     pub running: Option<u64>,
     /// Threads that wait for I/O, now.
@@ -56,6 +60,10 @@ pub struct Times {
     pub irq: u64,
     pub softirq: u64,
     pub steal: u64,
+    /// Of `user`, that of guests.
+    pub guest: u64,
+    /// Of `nice`, that of guests.
+    pub guest_nice: u64,
 }
 
 impl Times {
@@ -83,6 +91,8 @@ impl Times {
             irq,
             softirq,
             steal: rest.first().copied().unwrap_or(0),
+            guest: rest.get(1).copied().unwrap_or(0),
+            guest_nice: rest.get(2).copied().unwrap_or(0),
         })
     }
 
@@ -128,6 +138,8 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
         cores,
         forks: others.get("processes").copied(),
         context_switches: others.get("ctxt").copied(),
+        interrupts: others.get("intr").copied(),
+        boot_wall_s: others.get("btime").copied(),
         running: others.get("procs_running").copied(),
         blocked: others.get("procs_blocked").copied(),
     })
@@ -265,6 +277,21 @@ static SWITCHES: Instrument = Instrument::counter(
     "{switch}",
     "Switches from one thread to another.",
 );
+static GUESTS: Instrument = Instrument::counter(
+    "hotspan.cpu.guest.time",
+    "s",
+    "Of the time in user and nice mode, that of virtual machines.",
+);
+static INTERRUPTS: Instrument = Instrument::counter(
+    "hotspan.interrupts",
+    "{interrupt}",
+    "Interrupts of all CPUs.",
+);
+static BOOT: Instrument = Instrument::gauge(
+    "hotspan.boot_time",
+    "s",
+    "When the host started, since the Unix epoch.",
+);
 static CREATED: Instrument = Instrument::counter(
     "system.process.created",
     "{process}",
@@ -299,6 +326,13 @@ pub fn observe(now: &Reading, out: &mut Observations) {
             ];
             out.add(&TIME, attributes, ticks as f64 / TICKS_PER_S as f64);
         }
+        for (mode, ticks) in [("user", times.guest), ("nice", times.guest_nice)] {
+            let attributes = [
+                ("cpu.logical_number", Value::from(*core)),
+                ("cpu.mode", Value::from(mode)),
+            ];
+            out.add(&GUESTS, attributes, ticks as f64 / TICKS_PER_S as f64);
+        }
     }
     out.add(&CPUS, [], stat.cores.len() as u64);
     let of = |core: &u32| [("cpu.logical_number", Value::from(*core))];
@@ -310,6 +344,8 @@ pub fn observe(now: &Reading, out: &mut Observations) {
     }
     out.add(&SWITCHES, [], stat.context_switches);
     out.add(&CREATED, [], stat.forks);
+    out.add(&INTERRUPTS, [], stat.interrupts);
+    out.add(&BOOT, [], stat.boot_wall_s);
     let state = |state: &str| [("hotspan.thread.state", Value::from(state))];
     out.add(&RUNNABLE, state("runnable"), stat.running);
     out.add(&RUNNABLE, state("blocked"), stat.blocked);
@@ -365,6 +401,8 @@ mod tests {
                 cores: BTreeMap::from([(0, times)]),
                 forks: None,
                 context_switches: None,
+                interrupts: None,
+                boot_wall_s: None,
                 running: None,
                 blocked: None,
             }),

@@ -45,6 +45,17 @@ pub struct Disk {
     pub busy_ms: u64,
     /// Time of all operations together.
     pub weighted_ms: u64,
+    /// Discards, since Linux 4.18, and flushes, since 5.5.
+    pub others: [Option<Other>; 2],
+}
+
+/// Operations that neither read nor write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// How many.
+    pub operations: u64,
+    /// Time of all together.
+    pub ms: u64,
 }
 
 /// Parses `/proc/diskstats`. Memory and loop devices, floppy disks and partitions are left out:
@@ -71,7 +82,7 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, Disk>> {
                 in_flight,
                 busy_ms,
                 weighted_ms,
-                ..,
+                ref rest @ ..,
             ] = fields?[..]
             else {
                 return None;
@@ -88,6 +99,13 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, Disk>> {
                 in_flight,
                 busy_ms,
                 weighted_ms,
+                // Discards: operations, merged, sectors, time; flushes: operations, time.
+                others: [[0, 3], [4, 5]].map(|[operations, ms]| {
+                    Some(Other {
+                        operations: *rest.get(operations)?,
+                        ms: *rest.get(ms)?,
+                    })
+                }),
             };
             Some((name.to_owned(), disk))
         })
@@ -206,6 +224,16 @@ static OPERATION_TIME: Instrument = Instrument::counter(
     "s",
     "Time of all operations together.",
 );
+static OTHERS: Instrument = Instrument::counter(
+    "hotspan.disk.other_operations",
+    "{operation}",
+    "Discards and flushes that were completed.",
+);
+static OTHERS_TIME: Instrument = Instrument::counter(
+    "hotspan.disk.other_operation_time",
+    "s",
+    "Time of all discards and flushes together.",
+);
 static MERGED: Instrument = Instrument::counter(
     "system.disk.merged",
     "{operation}",
@@ -258,6 +286,12 @@ pub fn observe(now: &Reading, out: &mut Observations) {
             out.add(&OPERATIONS, attributes(), operations);
             out.add(&OPERATION_TIME, attributes(), ms as f64 / 1e3);
             out.add(&MERGED, attributes(), merged);
+        }
+        for (name, other) in ["discard", "flush"].into_iter().zip(disk.others) {
+            let of = || [device(), ("hotspan.disk.operation", Value::from(name))];
+            let ms = other.map(|other| other.ms as f64 / 1e3);
+            out.add(&OTHERS, of(), other.map(|other| other.operations));
+            out.add(&OTHERS_TIME, of(), ms);
         }
         out.add(&IO_TIME, [device()], disk.busy_ms as f64 / 1e3);
         out.add(&WEIGHTED_TIME, [device()], disk.weighted_ms as f64 / 1e3);

@@ -21,6 +21,7 @@ mod contributors;
 pub mod cpu;
 pub mod disk;
 pub mod events;
+pub mod fields;
 pub mod file_descriptors;
 pub mod filesystem;
 mod interval;
@@ -58,6 +59,7 @@ pub struct Reading {
     pub filesystem: filesystem::Reading,
     pub network: network::Reading,
     pub tcp: tcp::Reading,
+    pub fields: fields::Reading,
     pub file_descriptors: Option<file_descriptors::Reading>,
     pub processes: processes::Reading,
     pub cgroup: cgroup::Reading,
@@ -105,6 +107,7 @@ impl Reading {
             disk,
             network,
             tcp,
+            fields: fields::read(reader),
             file_descriptors: file_descriptors::read(reader),
             processes: processes::read(reader),
             cgroup,
@@ -125,6 +128,7 @@ impl Reading {
         filesystem::observe(&self.filesystem, &mut out);
         network::observe(&self.network, &mut out);
         tcp::observe(&self.tcp, &mut out);
+        fields::observe(&self.fields, &mut out);
         file_descriptors::observe(self.file_descriptors, &mut out);
         processes::observe(&self.processes, &mut out);
         cgroup::observe(&self.cgroup, &mut out);
