@@ -12,6 +12,7 @@
 //! To add a measurement: write a function from a [`Bench`] to [`Row`]s, and give it a line in
 //! [`MEASUREMENTS`].
 
+mod agent;
 mod bench;
 mod bpf_time;
 mod brief;
@@ -66,7 +67,7 @@ pub struct Args {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measure); 11] = [
+const MEASUREMENTS: [(&str, Measure); 12] = [
     ("complete-stacks", complete::measure),
     ("first-sample", start::measure_first_sample),
     ("one-second", start::measure_one_second),
@@ -77,6 +78,7 @@ const MEASUREMENTS: [(&str, Measure); 11] = [
     ("bpf-time", bpf_time::measure),
     ("syscall-cost", syscall_cost::measure),
     ("collection", collection::measure),
+    ("agent", agent::measure),
     ("large-binary", large_binary::measure),
 ];
 

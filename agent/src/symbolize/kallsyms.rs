@@ -6,11 +6,13 @@
 //! of, and because kernels without modules lack what the symbolizer wants besides.
 //!
 //! A kernel has some hundred thousand symbols and a profile needs some hundred of them: only these
-//! are kept while the file goes by.
+//! are kept while the file goes by. Who makes one profile after the other can keep all functions of the
+//! kernel's image, some megabytes, and read the file no more than modules and BPF programs ask for.
 
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    ops::Range,
 };
 
 /// The functions that hold some addresses, and the modules of the kernel.
@@ -19,6 +21,38 @@ pub struct Kallsyms {
     /// The addresses, ascending, and the nearest function below each so far.
     wanted: Vec<(u64, Option<Symbol>)>,
     modules: Vec<Module>,
+    /// All functions of the image, if they are kept.
+    image: Option<Image>,
+}
+
+/// Functions by address, with where their names are.
+#[derive(Default)]
+struct Image {
+    functions: Vec<(u64, Range<u32>)>,
+    names: String,
+}
+
+impl Image {
+    fn add(&mut self, addr: u64, name: &str) {
+        let start = self.names.len() as u32;
+        self.names.push_str(name);
+        self.functions.push((addr, start..self.names.len() as u32));
+    }
+
+    /// Sorts by address; of several names for one, the first is kept.
+    fn sort(&mut self) {
+        self.functions.sort_by_key(|(addr, _)| *addr);
+        self.functions.dedup_by_key(|(addr, _)| *addr);
+    }
+
+    fn find(&self, addr: u64) -> Option<&str> {
+        let above = self.functions.partition_point(|(start, _)| *start <= addr);
+        let (start, name) = self.functions.get(above.checked_sub(1)?)?;
+        let is_inside = addr - start <= MAX_FUNCTION_BYTES;
+        self.names
+            .get(name.start as usize..name.end as usize)
+            .filter(|_| is_inside)
+    }
 }
 
 struct Symbol {
@@ -55,16 +89,20 @@ const MAX_LINES: usize = 8 << 20;
 const MAX_LINE_BYTES: u64 = 4 << 10;
 
 impl Kallsyms {
-    /// Reads the running kernel's symbols for addresses.
+    /// Reads the running kernel's symbols for addresses; with `keeps_image` also for all others in its image.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read(addrs: impl IntoIterator<Item = u64>) -> io::Result<Self> {
+    pub fn read(addrs: impl IntoIterator<Item = u64>, keeps_image: bool) -> io::Result<Self> {
         let file = BufReader::with_capacity(64 << 10, File::open("/proc/kallsyms")?);
-        Self::parse(file, addrs)
+        Self::parse(file, addrs, keeps_image)
     }
 
-    fn parse(mut lines: impl BufRead, addrs: impl IntoIterator<Item = u64>) -> io::Result<Self> {
+    fn parse(
+        mut lines: impl BufRead,
+        addrs: impl IntoIterator<Item = u64>,
+        keeps_image: bool,
+    ) -> io::Result<Self> {
         let mut wanted: Vec<_> = addrs.into_iter().map(|addr| (addr, None)).collect();
         wanted.sort_by_key(|wanted| wanted.0);
         let mut symbols = Self {
@@ -74,6 +112,7 @@ impl Kallsyms {
                 start: u64::MAX,
                 last: 0,
             }],
+            image: keeps_image.then(Image::default),
         };
         let mut line = Vec::new();
         for _ in 0..MAX_LINES {
@@ -90,6 +129,9 @@ impl Kallsyms {
             }
         }
         symbols.share();
+        if let Some(image) = &mut symbols.image {
+            image.sort();
+        }
         Ok(symbols)
     }
 
@@ -107,6 +149,9 @@ impl Kallsyms {
         let known = &mut self.modules[usize::from(module)];
         known.start = known.start.min(addr);
         known.last = known.last.max(addr);
+        if let Some(image) = self.image.as_mut().filter(|_| module == 0) {
+            image.add(addr, name);
+        }
         // It may be the nearest of the first address at or above it; see `share` for the others.
         let above = self.wanted.partition_point(|wanted| wanted.0 < addr);
         let (wanted, nearest) = self.wanted.get_mut(above)?;
@@ -152,9 +197,20 @@ impl Kallsyms {
         u16::try_from(at).ok()
     }
 
-    /// The function that holds `addr`, one of those that were asked for.
+    /// Whether all functions of the image are kept and this address is among them.
+    #[must_use]
+    pub fn covers(&self, addr: u64) -> bool {
+        let image = self.modules.first().filter(|_| self.image.is_some());
+        image.is_some_and(|image| (image.start..image.last).contains(&addr))
+    }
+
+    /// The function that holds `addr`, one of those that were asked for or of the image.
     #[must_use]
     pub fn find(&self, addr: u64) -> Option<KernelSymbol<'_>> {
+        if self.covers(addr) {
+            let name = self.image.as_ref()?.find(addr)?;
+            return Some(KernelSymbol { name, module: 0 });
+        }
         let at = self.wanted.partition_point(|wanted| wanted.0 < addr);
         let (found, nearest) = self.wanted.get(at)?;
         let symbol = nearest.as_ref().filter(|_| *found == addr)?;
@@ -184,7 +240,21 @@ mod tests {
         ffffffffc0100000 t bpf_prog_1234_sample\t[bpf]\n";
 
     fn parse(text: &str, addrs: &[u64]) -> Kallsyms {
-        Kallsyms::parse(text.as_bytes(), addrs.iter().copied()).unwrap()
+        Kallsyms::parse(text.as_bytes(), addrs.iter().copied(), false).unwrap()
+    }
+
+    #[test]
+    fn the_image_is_kept_for_addresses_that_nobody_asked_for() {
+        let symbols = Kallsyms::parse(TEXT.as_bytes(), [], true).unwrap();
+        let name = |addr| symbols.find(addr).map(|symbol| symbol.name);
+        assert_eq!(name(0xffff_ffff_8100_0000), Some("_stext"));
+        assert_eq!(name(0xffff_ffff_8100_00ff), Some("_stext"));
+        assert!(symbols.covers(0xffff_ffff_8100_0010));
+        for outside in [0xffff_ffff_c000_0010, 0xffff_ffff_80ff_ffff, 0] {
+            assert!(!symbols.covers(outside), "{outside:x}");
+            assert_eq!(name(outside), None);
+        }
+        assert!(!parse(TEXT, &[]).covers(0xffff_ffff_8100_0010));
     }
 
     #[test]
@@ -251,7 +321,7 @@ mod tests {
 
     #[test]
     fn own_kernel_has_functions() {
-        let symbols = Kallsyms::read([0]).unwrap();
+        let symbols = Kallsyms::read([0], false).unwrap();
         assert_eq!(symbols.modules()[0].name, "[kernel]");
     }
 }

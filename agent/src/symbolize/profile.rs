@@ -84,9 +84,13 @@ impl NameCache {
     /// The kernel's symbols for addresses; those from before serve as long as they are enough.
     fn kernel(&mut self, addrs: impl Iterator<Item = u64>) -> &Kallsyms {
         let count = self.kernel_addrs.len();
-        self.kernel_addrs.extend(addrs);
+        let kernel = &self.kernel;
+        self.kernel_addrs
+            .extend(addrs.filter(|&addr| !kernel.covers(addr)));
         if self.kernel_addrs.len() > count {
-            let read = Kallsyms::read(self.kernel_addrs.iter().copied());
+            // Who comes again will come often.
+            let keeps_image = count > 0;
+            let read = Kallsyms::read(self.kernel_addrs.iter().copied(), keeps_image);
             self.kernel = read.unwrap_or_else(|error| {
                 tracing::warn!(reason = %error, "kernel functions have no names");
                 Kallsyms::default()

@@ -56,7 +56,8 @@ fn cost_us(server: &Load, port: u16) -> Result<f64> {
     Ok((cpu_time(server.pid())? - before).as_secs_f64() * 1e6)
 }
 
-fn start(bench: &Bench, command: &mut Command, port: u16) -> Result<Load> {
+/// Starts a server and waits until it answers.
+pub fn start(bench: &Bench, command: &mut Command, port: u16) -> Result<Load> {
     let server = bench.serve(command)?;
     let since = Instant::now();
     while get(port).is_err() {
@@ -68,7 +69,8 @@ fn start(bench: &Bench, command: &mut Command, port: u16) -> Result<Load> {
     Ok(server)
 }
 
-fn get(port: u16) -> Result<String> {
+/// Fetches its page.
+pub fn get(port: u16) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
@@ -77,6 +79,7 @@ fn get(port: u16) -> Result<String> {
     Ok(page)
 }
 
-fn free_port() -> Result<u16> {
+/// A port that was free just now.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
