@@ -75,7 +75,11 @@ async fn report(args: &Args, interval: Duration) -> anyhow::Result<ExitCode> {
         Err(missing) => Err(missing.into()),
     };
     let (mut events, lack) = match events {
-        Ok(events) => (Some(events), None),
+        Ok(events) => {
+            let missing = events.missing().join(", ");
+            let lack = format!("This kernel does not let these be counted: {missing}.");
+            (Some(events), Some(lack).filter(|_| !missing.is_empty()))
+        }
         Err(error) => (
             None,
             Some(format!(

@@ -33,8 +33,8 @@ fn steady(bench: &Bench) -> Result<Vec<Row>> {
     let mut agent = Command::new(&bench.hotspan);
     agent.args(["agent", "--prometheus", &address, "--otlp", &collector]);
     let agent = start(bench, &mut agent, port)?;
-    // The first window makes tables and names.
-    sleep(Duration::from_secs(15));
+    // The first windows make tables and names.
+    sleep(Duration::from_secs(if bench.quick { 12 } else { 35 }));
     let mut shares = Vec::new();
     for _ in 0..if bench.quick { 1 } else { 6 } {
         let (before, since) = (cpu_time(agent.pid())?, Instant::now());
