@@ -112,7 +112,8 @@ pub enum Ended {
 pub struct EndSignals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
+    /// Not for who was started by `nohup`.
+    hangup: Option<Signal>,
 }
 
 impl EndSignals {
@@ -124,16 +125,25 @@ impl EndSignals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup: match process::ignores_hangup() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
     /// The number of the next one.
     pub async fn next(&mut self) -> i32 {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => libc::SIGINT,
             _ = self.terminate.recv() => libc::SIGTERM,
-            _ = self.hangup.recv() => libc::SIGHUP,
+            _ = hangup => libc::SIGHUP,
         }
     }
 }

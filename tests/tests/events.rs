@@ -87,15 +87,21 @@ fn waits_of(pid: u32) -> Result<(u64, u64)> {
     Ok(all)
 }
 
-fn state_of(pid: u32) -> Result<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, rest) = stat.rsplit_once(") ").context("no state")?;
-    rest.chars().next().context("no state")
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: u32) -> Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(task?.path().join("stat"))?;
+        let (_, rest) = stat.rsplit_once(") ").context("no state")?;
+        if !rest.starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn wait_until_stopped(pid: u32) -> Result<()> {
     wait_for("a process to stop", PATIENCE, || {
-        Ok((state_of(pid)? == 'T').then_some(()))
+        Ok(is_stopped(pid)?.then_some(()))
     })
 }
 
@@ -113,13 +119,14 @@ fn path_of(cgroup: &Cgroup) -> String {
     format!("/{}", name.to_string_lossy())
 }
 
-/// Six threads on one CPU of two, others beside them; the kernel's own account is the judge.
+/// Threads that share one CPU, others that move between all; the kernel's own account is the judge.
 #[test]
 fn waits_in_run_queues_are_the_kernels_to_the_nanosecond() -> Result<()> {
     let cgroup = cpu_cgroup()?;
     let program = program::c("threads", Build::NoFramePointers)?;
-    let workloads = [Workload::start(&program)?, Workload::start(&program)?];
-    let pids = [workloads[0].pid(), workloads[1].pid()];
+    let anywhere = || Workload::start_command(&mut Command::new(&program));
+    let workloads = [Workload::start(&program)?, anywhere()?, anywhere()?];
+    let pids = workloads.each_ref().map(Workload::pid);
     for pid in pids {
         cgroup.take_in(pid)?;
     }
@@ -132,8 +139,8 @@ fn waits_in_run_queues_are_the_kernels_to_the_nanosecond() -> Result<()> {
         for pid in pids {
             wait_until_stopped(pid)?;
         }
-        // The threads stop one after the other.
-        thread::sleep(Duration::from_millis(300));
+        // One may still be on its way off its CPU.
+        thread::sleep(Duration::from_millis(100));
         for pid in pids {
             let (ns, count) = waits_of(pid)?;
             all = (all.0 + ns, all.1 + count);

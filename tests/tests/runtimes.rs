@@ -324,3 +324,42 @@ fn chromium() -> Result<()> {
     let _: &OsStr = OsStr::new("");
     Ok(())
 }
+
+#[test]
+fn javascript_with_a_perf_map() -> Result<()> {
+    let mut node = on_one_cpu();
+    node.args(["node", "--perf-basic-prof"]);
+    let workload = Workload::start_command(node.arg(script("node/shares.js")))?;
+    let map = format!("/tmp/perf-{}.map", workload.pid());
+    let recorded = Recorded::of(&workload, OPTIONS, WORK);
+    std::fs::remove_file(map)?;
+    let stacks = recorded?.stacks;
+    check_rooted(&stacks, &["_start", "__clone3"])?;
+    let chain = ["__libc_start_call_main", "node::Start(int, char**)"];
+    ensure!(
+        100 * stacks.with_chain(&chain) > 98 * stacks.total(),
+        "{}",
+        stacks.commonest()
+    );
+    let works = ["JS:*heavyWork …", "JS:*lightWork …"];
+    let working: u64 = works.iter().map(|work| stacks.with(work)).sum();
+    ensure!(10 * working > 8 * stacks.total(), "{}", stacks.commonest());
+    for work in works {
+        // From the event loop of the program's main thread down to the function.
+        let whole = stacks.filter(|stack| {
+            let has = |name| stack.iter().any(|it| is_like(it, name));
+            // A function that is still interpreted has no code of its own.
+            let turns = has("JS:…turn …") || has("Builtins_InterpreterEntryTrampoline");
+            stack[1] == "_start" && has("uv_run") && turns && has(work)
+        });
+        ensure!(whole.total() > 0, "{work}:{}", stacks.commonest());
+        ensure!(
+            1000 * whole.total() >= 999 * stacks.with(work),
+            "{work}: {} of {}:{}",
+            whole.total(),
+            stacks.with(work),
+            stacks.commonest()
+        );
+    }
+    Ok(())
+}

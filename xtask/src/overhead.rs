@@ -107,6 +107,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "perl",                 provides: "perl" },
     Package { name: "prometheus-node-exporter", provides: "prometheus-node-exporter" },
     Package { name: "python3",              provides: "/usr/bin/python3" },
+    Package { name: "redis-server",         provides: "redis-server" },
+    Package { name: "redis-tools",          provides: "redis-benchmark" },
     Package { name: "strace",               provides: "strace" },
 ];
 

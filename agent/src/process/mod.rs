@@ -30,6 +30,8 @@ pub use proc_files::{
     container_id, container_of_cgroup, is_running, name, process_of_thread, processes,
     resident_bytes, syscall_of_thread, threads,
 };
-pub use signal::{give_back_memory, restore_signals, share_heap, survive_cut_files, terminate};
+pub use signal::{
+    give_back_memory, ignores_hangup, restore_signals, share_heap, survive_cut_files, terminate,
+};
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};
 pub use target_root::{LastLink, TargetRoot};

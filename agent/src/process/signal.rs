@@ -17,10 +17,21 @@ pub fn terminate(child: &tokio::process::Child) {
 /// Lets the signals that end a recording end the process from now on: one more Ctrl-C is meant for
 /// us.
 pub fn restore_signals() {
-    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+    let hangup = (!ignores_hangup()).then_some(libc::SIGHUP);
+    for number in [libc::SIGINT, libc::SIGTERM].into_iter().chain(hangup) {
         // SAFETY: the default action replaces a handler of our own.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
+}
+
+/// Whether we were started so that the end of a terminal does not end us, as `nohup` does.
+#[must_use]
+pub fn ignores_hangup() -> bool {
+    // SAFETY: the structure consists of integers and pointers, for which zero is a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: it only asks, and the answer has a place.
+    let asked = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Size of a page, for [`fill_in`].

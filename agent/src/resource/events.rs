@@ -23,6 +23,7 @@ pub fn add(checks: &mut Vec<Check>, interval: Interval, cpus: usize, events: &[E
             "run-queue" => {
                 let waits = select(events, is(Event::RunQueue));
                 check.latency = latency(&waits);
+                add_waiting(check, interval, cpus, &waits);
                 name(check, &waits, |durations| durations.total_ns);
             }
             "disk" => {
@@ -295,6 +296,20 @@ fn name(check: &mut Check, events: &[&EventCount], amount: fn(&Durations) -> u64
     check.top.sort_by(|a, b| b.share.total_cmp(&a.share));
 }
 
+/// How many threads waited for each CPU on average. Those that ended meanwhile are among them, of which the
+/// files of some kernels do not tell.
+fn add_waiting(check: &mut Check, interval: Interval, cpus: usize, waits: &[&EventCount]) {
+    let total_ns = waits.iter().map(|one| one.durations.total_ns).sum::<u64>();
+    let threads = interval.average(Some(0), Some(total_ns), 1e9);
+    if let Some(threads) = threads.filter(|_| cpus > 0 && total_ns > 0) {
+        check.saturation = Some(Measure {
+            value: threads / cpus as f64,
+            unit: "{thread}/{cpu}",
+        });
+        verdict::review(check);
+    }
+}
+
 /// What failed, if no file tells.
 fn add_errors(check: &mut Check, interval: Interval, failed: &[&EventCount]) {
     if check.errors.is_none() {
@@ -367,6 +382,8 @@ mod tests {
             [("cgroup /app", 0.375), ("container 0123456789ab", 0.125)]
         );
         assert!(found[0].latency.unwrap().p99 >= 0.0015);
+        // 8 ms in two seconds, for two CPUs.
+        assert_eq!(found[0].saturation.unwrap().value, 0.002);
         assert_eq!(found[1].latency, None);
     }
 

@@ -63,6 +63,9 @@ fn cross(folder: &Path) -> Result<Programs> {
     let target = folder.join("target");
     let mut cargo = cross.cargo(&target);
     cargo
+        // An emulated processor has no time for code that is not optimized.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .args(SMOKE_BUILD)
         .args(["--package=hotspan", "--bin=hotspan", "--target", TARGET]);
     command::output(&mut cargo)?;
