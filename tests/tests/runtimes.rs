@@ -346,19 +346,24 @@ fn javascript_with_a_perf_map() -> Result<()> {
     ensure!(10 * working > 8 * stacks.total(), "{}", stacks.commonest());
     for work in works {
         // From the event loop of the program's main thread down to the function.
-        let whole = stacks.filter(|stack| {
+        let is_whole = |stack: &[String]| {
             let has = |name| stack.iter().any(|it| is_like(it, name));
             // A function that is still interpreted has no code of its own.
-            let turns = has("JS:…turn …") || has("Builtins_InterpreterEntryTrampoline");
+            let is_turn = |it: &String| it.get(4..).is_some_and(|it| it.starts_with("turn "));
+            let turns = stack.iter().any(is_turn) || has("Builtins_InterpreterEntryTrampoline");
             stack[1] == "_start" && has("uv_run") && turns && has(work)
-        });
+        };
+        let whole = stacks.filter(is_whole);
+        let others =
+            stacks.filter(|stack| stack.iter().any(|it| is_like(it, work)) && !is_whole(stack));
         ensure!(whole.total() > 0, "{work}:{}", stacks.commonest());
         ensure!(
-            1000 * whole.total() >= 999 * stacks.with(work),
+            // JIT code has no tables: its first and last instructions may be taken for a frame.
+            100 * whole.total() >= 97 * stacks.with(work),
             "{work}: {} of {}:{}",
             whole.total(),
             stacks.with(work),
-            stacks.commonest()
+            others.commonest()
         );
     }
     Ok(())
