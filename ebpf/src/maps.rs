@@ -11,7 +11,7 @@ use hotspan_abi::{
     counters::COUNTERS,
     durations::Durations,
     limits::{MAX_TARGETS, RING_BYTES},
-    records::{SampleRecord, SnapshotRecord},
+    records::{SampleRecord, SlowCall, SnapshotRecord},
     resources::{
         DiskRequest, EventKey, MAX_DISKS, MAX_EVENT_ROWS, MAX_RECLAIMING, MAX_REQUESTS,
         MAX_SWITCHED, SOFTIRQS, Switched, WAITING_SYSCALLS,
@@ -60,6 +60,8 @@ pub struct Scratch {
     pub unwinder: Unwinder,
     /// The sample as it is built.
     pub record: SampleRecord,
+    /// The slow system call that the sample is of.
+    pub call: SlowCall,
     /// The stack as it is copied.
     pub snapshot: SnapshotRecord,
 }

@@ -121,6 +121,7 @@ impl EventCapture {
     /// # Errors
     /// When the kernel refuses all programs, or a map; the text says which.
     pub fn load(waits: impl Iterator<Item = (u32, Event)>) -> Result<Self> {
+        // Nobody is a target here: it tells the hierarchy whose cgroups are counted by.
         let target = match is_cpu_in_v1() {
             true => Target::Cgroup(Cgroup {
                 path: "/".into(),

@@ -450,6 +450,12 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
     if settings.slowest.is_none() || extent != Extent::Samples {
         loader.map_max_entries("BEGUN", 1);
     }
+    if extent != Extent::Samples {
+        loader.map_max_entries("PROCESSES", 1);
+    }
+    if extent == Extent::Events {
+        loader.map_max_entries("TARGETS", 1);
+    }
     for (name, is_used) in SYSCALL_MAPS
         .iter()
         .map(|name| (name, extent == Extent::Syscalls))

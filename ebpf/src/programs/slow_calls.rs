@@ -61,13 +61,14 @@ pub fn slow_call_enter(ctx: RawTracePointContext) -> i32 {
 pub fn slow_call_exit(_ctx: RawTracePointContext) -> i32 {
     let (pid, tid) = current_pid_tid();
     // SAFETY: the entry is the running thread's.
-    let Some(&begun) = (unsafe { BEGUN.get(tid) }) else {
+    let Some(begun) = (unsafe { BEGUN.get(tid) }) else {
         return 0;
     };
+    let (start_ns, number) = (begun.start_mono_ns, begun.number);
     let _ = BEGUN.remove(tid);
     let now_ns = now_mono_ns();
-    let duration_ns = now_ns.wrapping_sub(begun.start_mono_ns);
-    if !is_slow(begun.number, duration_ns) {
+    let duration_ns = now_ns.wrapping_sub(start_ns);
+    if !is_slow(number, duration_ns) {
         return 0;
     }
     let slot = Slot::own();
@@ -84,11 +85,19 @@ pub fn slow_call_exit(_ctx: RawTracePointContext) -> i32 {
             time_mono_ns: now_ns,
         },
         duration_ns,
-        number: begun.number,
+        number,
         cpu: cpu(),
     };
-    // SAFETY: the record is on this program's stack.
-    if !unsafe { send((&raw const call).cast(), size_of::<SlowCall>() as u64) } {
+    // Not on the stack, which the saved registers need.
+    // SAFETY: the slot is ours.
+    unsafe { (*scratch).call = call };
+    // SAFETY: the record is in our slot.
+    if !unsafe {
+        send(
+            (&raw const (*scratch).call).cast(),
+            size_of::<SlowCall>() as u64,
+        )
+    } {
         count(Counter::RingFull);
         return 0;
     }
@@ -100,7 +109,7 @@ pub fn slow_call_exit(_ctx: RawTracePointContext) -> i32 {
         },
         pid,
         tid,
-        cpu: call.cpu,
+        cpu: cpu(),
         ..SampleHeader::default()
     };
     count(Counter::SamplesTaken);
