@@ -73,8 +73,16 @@ pub fn run(args: &Args) -> Result<()> {
     // Named tests are asked for alone.
     if args.filter.is_empty() {
         println!("kernels");
-        kernels::boot_all(Arch::host(), &[], Some(&object)).and(live)?;
-        return Ok(());
+        let own = kernels::boot_all(Arch::host(), &[], Some(&object));
+        let arm = match Arch::host() {
+            Arch::X86_64 => {
+                println!("kernels for arm64");
+                let object = objects.join(Arch::Aarch64.object_name());
+                kernels::boot_all(Arch::Aarch64, &[], Some(&object))
+            }
+            Arch::Aarch64 => Ok(String::new()),
+        };
+        return live.and(own).and(arm).map(drop);
     }
     live
 }
