@@ -9,8 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, Queue},
-    util::nr_cpus,
+    maps::{Array, HashMap, MapData, PerCpuArray},
 };
 use hotspan_abi::{
     counters::Counter,
@@ -21,8 +20,9 @@ use hotspan_abi::{
 use super::{
     Extent, Settings, Target, attach_raw_tracepoint,
     cgroup::{Cgroup, is_cpu_in_v1},
-    durations::{DurationWords, NO_DURATIONS, durations_of},
-    load_object, read_counts, row_count, take_map,
+    cpus,
+    durations::DurationRows,
+    load_object, read_losses, row_count, take_map,
 };
 use crate::model::Durations;
 
@@ -105,10 +105,8 @@ const GROUPS: &[Group] = &[
 /// The programs at work. They detach when this is dropped.
 pub struct EventCapture {
     row_of: HashMap<MapData, KeyWords, u32>,
-    rows: PerCpuArray<MapData, DurationWords>,
-    free_rows: Queue<MapData, u32>,
+    rows: DurationRows,
     counts: PerCpuArray<MapData, u64>,
-    cpus: usize,
     /// What this kernel does not tell.
     pub missing: Vec<&'static str>,
     programs: Ebpf,
@@ -135,26 +133,20 @@ impl EventCapture {
             ..Settings::default()
         };
         let (mut programs, offsets) = load_object(&settings, Extent::Events)?;
-        let cpus = nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
+        let cpus = cpus::possible_count()?;
+        // The first rows belong to nobody.
+        let free = EVENTS.len() as u32..row_count(cpus, MAX_EVENT_ROWS);
+        let rows = DurationRows::take(&mut programs, "EVENT_ROWS", "FREE_EVENT_ROWS", free)?;
         let mut waits_of =
             Array::<_, u32>::try_from(take_map(&mut programs, "WAITS_OF_SYSCALLS")?)?;
         for (number, event) in waits.filter(|(number, _)| (*number as usize) < WAITING_SYSCALLS - 1)
         {
             waits_of.set(number, event as u32, 0)?;
         }
-        let mut free_rows = Queue::try_from(take_map(&mut programs, "FREE_EVENT_ROWS")?)?;
-        // The first rows belong to nobody.
-        for row in EVENTS.len() as u32..row_count(cpus as u32, MAX_EVENT_ROWS) {
-            free_rows
-                .push(row, 0)
-                .context("cannot make rows for events")?;
-        }
         let mut capture = Self {
             row_of: HashMap::try_from(take_map(&mut programs, "EVENT_ROW_OF")?)?,
-            rows: PerCpuArray::try_from(take_map(&mut programs, "EVENT_ROWS")?)?,
+            rows,
             counts: PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?,
-            free_rows,
-            cpus,
             missing: Vec::new(),
             programs,
         };
@@ -220,9 +212,7 @@ impl EventCapture {
         gone.map(|(words, row)| {
             self.row_of.remove(&words)?;
             let taken = self.read_row(key_of(words), row)?;
-            let zeros = PerCpuValues::try_from(vec![NO_DURATIONS; self.cpus])?;
-            self.rows.set(row, zeros, 0)?;
-            self.free_rows.push(row, 0)?;
+            self.rows.give_back(row)?;
             Ok(taken)
         })
         .collect()
@@ -239,27 +229,19 @@ impl EventCapture {
     /// # Errors
     /// When the map cannot be read.
     pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let is_ours = |counter| {
-            matches!(
-                counter,
-                Counter::EventRowsFull
-                    | Counter::SwitchedFull
-                    | Counter::DiskRequestsFull
-                    | Counter::ReclaimingFull
-            )
-        };
-        let counts = read_counts(&self.counts)?.into_iter();
-        let lost = counts.filter(|&(counter, count)| count > 0 && is_ours(counter));
-        Ok(lost
-            .map(|(counter, count)| (counter.name(), count))
-            .collect())
+        read_losses(
+            &self.counts,
+            &[
+                Counter::EventRowsFull,
+                Counter::SwitchedFull,
+                Counter::DiskRequestsFull,
+                Counter::ReclaimingFull,
+            ],
+        )
     }
 
     fn read_row(&self, key: EventKey, row: u32) -> Result<EventRow> {
-        let mut durations = Durations::default();
-        for words in self.rows.get(&row, 0)?.iter() {
-            durations.add(&durations_of(words));
-        }
+        let durations = self.rows.read(row)?;
         Ok(EventRow { key, durations })
     }
 }

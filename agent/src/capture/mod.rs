@@ -15,6 +15,7 @@ mod syscalls;
 mod tables;
 
 use std::{
+    collections::BTreeMap,
     env, fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
@@ -327,6 +328,18 @@ fn read_counts(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<(Counter, u64)>
             Ok((counter, per_cpu.iter().sum()))
         })
         .collect()
+}
+
+/// What was lost, of these reasons.
+fn read_losses(
+    counts: &PerCpuArray<MapData, u64>,
+    reasons: &[Counter],
+) -> Result<BTreeMap<&'static str, u64>> {
+    let counts = read_counts(counts)?.into_iter();
+    let lost = counts.filter(|(counter, count)| *count > 0 && reasons.contains(counter));
+    Ok(lost
+        .map(|(counter, count)| (counter.name(), count))
+        .collect())
 }
 
 /// Run time of loaded programs by name, while the kernel keeps account of it

@@ -8,8 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, Queue, RingBuf},
-    util::nr_cpus,
+    maps::{Array, HashMap, MapData, PerCpuArray, Queue, RingBuf},
 };
 use hotspan_abi::{
     counters::Counter,
@@ -18,9 +17,8 @@ use hotspan_abi::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    Extent, Settings, attach_raw_tracepoint,
-    durations::{DurationWords, NO_DURATIONS, durations_of},
-    load_object, read_counts, row_count, take_map,
+    Extent, Settings, attach_raw_tracepoint, cpus, durations::DurationRows, load_object,
+    read_losses, row_count, take_map,
 };
 use crate::model::SyscallStats;
 
@@ -58,15 +56,14 @@ pub struct SyscallCapture {
     slot_of: HashMap<MapData, u32, u32>,
     slots: Array<MapData, ThreadWords>,
     row_of: HashMap<MapData, KeyWords, u32>,
-    rows: PerCpuArray<MapData, DurationWords>,
-    free_rows: Queue<MapData, u32>,
+    rows: DurationRows,
     errors: HashMap<MapData, KeyWords, u64>,
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
     ring: RingBuf<MapData>,
     /// Rows that were given back.
     rows_returned: u64,
-    cpus: usize,
+    row_count: u32,
     programs: Ebpf,
 }
 
@@ -77,19 +74,19 @@ impl SyscallCapture {
     /// When the kernel refuses a program or a map; the text says which.
     pub fn load(settings: &Settings) -> Result<Self> {
         let (mut programs, _) = load_object(settings, Extent::Syscalls)?;
-        let cpus = nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
+        let row_count = row_count(cpus::possible_count()?, MAX_ROWS);
+        let rows = DurationRows::take(&mut programs, "SYSCALL_ROWS", "FREE_ROWS", 0..row_count)?;
         let mut capture = Self {
             slot_of: HashMap::try_from(take_map(&mut programs, "THREAD_SLOT_OF")?)?,
             slots: Array::try_from(take_map(&mut programs, "THREAD_SLOTS")?)?,
             row_of: HashMap::try_from(take_map(&mut programs, "SYSCALL_ROW_OF")?)?,
-            rows: PerCpuArray::try_from(take_map(&mut programs, "SYSCALL_ROWS")?)?,
-            free_rows: Queue::try_from(take_map(&mut programs, "FREE_ROWS")?)?,
+            rows,
             errors: HashMap::try_from(take_map(&mut programs, "SYSCALL_ERRORS")?)?,
             counts: PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?,
             targets: HashMap::try_from(take_map(&mut programs, "TARGETS")?)?,
             ring: RingBuf::try_from(take_map(&mut programs, "EVENTS")?)?,
             rows_returned: 0,
-            cpus,
+            row_count,
             programs,
         };
         let mut free_slots =
@@ -98,12 +95,6 @@ impl SyscallCapture {
             free_slots
                 .push(slot, 0)
                 .context("cannot make slots for threads")?;
-        }
-        for row in 0..row_count(cpus as u32, MAX_ROWS) {
-            capture
-                .free_rows
-                .push(row, 0)
-                .context("cannot make rows for system calls")?;
         }
         for (program, tracepoint) in [
             ("process_fork", "sched_process_fork"),
@@ -153,7 +144,7 @@ impl SyscallCapture {
     pub fn is_half_full(&self) -> Result<bool> {
         let taken = self.counts.get(&(Counter::SyscallRowsTaken as u32), 0)?;
         let in_use = taken.iter().sum::<u64>() - self.rows_returned;
-        Ok(in_use * 2 > u64::from(row_count(self.cpus as u32, MAX_ROWS)))
+        Ok(in_use * 2 > u64::from(self.row_count))
     }
 
     /// All processes that made system calls.
@@ -200,9 +191,7 @@ impl SyscallCapture {
                 for &errno in taken.stats.errors.keys() {
                     self.errors.remove(&[row, errno])?;
                 }
-                let zeros = vec![NO_DURATIONS; self.cpus];
-                self.rows.set(row, PerCpuValues::try_from(zeros)?, 0)?;
-                self.free_rows.push(row, 0)?;
+                self.rows.give_back(row)?;
                 self.rows_returned += 1;
                 Ok(taken)
             })
@@ -242,20 +231,15 @@ impl SyscallCapture {
     /// # Errors
     /// When the map cannot be read.
     pub fn losses(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let counts = read_counts(&self.counts)?.into_iter();
-        let is_ours = |counter| {
-            matches!(
-                counter,
-                Counter::SyscallThreadsFull
-                    | Counter::SyscallRowsFull
-                    | Counter::SyscallErrorsFull
-                    | Counter::TargetsFull
-            )
-        };
-        let lost = counts.filter(|&(counter, count)| count > 0 && is_ours(counter));
-        Ok(lost
-            .map(|(counter, count)| (counter.name(), count))
-            .collect())
+        read_losses(
+            &self.counts,
+            &[
+                Counter::SyscallThreadsFull,
+                Counter::SyscallRowsFull,
+                Counter::SyscallErrorsFull,
+                Counter::TargetsFull,
+            ],
+        )
     }
 
     fn read_errors(&self) -> FxHashMap<u32, Vec<(u32, u64)>> {
@@ -272,12 +256,12 @@ impl SyscallCapture {
         row: u32,
         errors: &FxHashMap<u32, Vec<(u32, u64)>>,
     ) -> Result<ProcessSyscall> {
-        let mut stats = SyscallStats::default();
-        for words in self.rows.get(&row, 0)?.iter() {
-            stats.returned.add(&durations_of(words));
-        }
         let errors = errors.get(&row).into_iter().flatten();
-        stats.errors = errors.copied().filter(|&(_, count)| count > 0).collect();
+        let stats = SyscallStats {
+            returned: self.rows.read(row)?,
+            errors: errors.copied().filter(|&(_, count)| count > 0).collect(),
+            in_flight: 0,
+        };
         Ok(ProcessSyscall { pid, number, stats })
     }
 }

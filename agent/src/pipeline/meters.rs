@@ -186,7 +186,7 @@ impl Meters {
         let there = reading.cgroup_ids.values().map(|path| path.as_str().into());
         let happened = changes.iter().filter_map(|change| change.cgroup.clone());
         self.cgroups.note(there.chain(happened));
-        add_losses(&mut self.series, &EVENTS_LOST, events.losses()?);
+        add_by_reason(&mut self.series, &EVENTS_LOST, &events.losses()?);
         for change in changes {
             let metric = events::metric(change.event);
             let attributes = metric.attributes(&change);
@@ -211,7 +211,7 @@ impl Meters {
         let running = syscalls.process_names().into_iter();
         let called = changes.keys().map(|(owner, _)| owner.process.clone());
         self.processes.note(running.chain(called));
-        add_losses(&mut self.series, &SYSCALLS_LOST, syscalls.losses()?);
+        add_by_reason(&mut self.series, &SYSCALLS_LOST, &syscalls.losses()?);
         for ((owner, syscall), stats) in changes {
             let of = |more: Option<(&'static str, Value)>| {
                 let attributes = [
@@ -259,12 +259,8 @@ impl Meters {
             self.series.total(&BPF_TIME, attributes, seconds(time));
         }
         self.series.total(&SAMPLES, none(), self.samples.into());
-        for (instrument, counts) in [(&SAMPLES_LOST, &self.lost), (&SAMPLES_CUT, &self.cut)] {
-            for (&reason, &count) in counts {
-                let attributes = Attributes::new([("reason", Value::from(reason))]);
-                self.series.total(instrument, attributes, count.into());
-            }
-        }
+        add_by_reason(&mut self.series, &SAMPLES_LOST, &self.lost);
+        add_by_reason(&mut self.series, &SAMPLES_CUT, &self.cut);
         for state in &self.exports {
             let (signal, health) = state();
             let of = |outcome: &str| {
@@ -307,12 +303,12 @@ impl Seen {
     }
 }
 
-fn add_losses(
+fn add_by_reason(
     series: &mut Series,
     instrument: &'static Instrument,
-    losses: BTreeMap<&'static str, u64>,
+    counts: &BTreeMap<&'static str, u64>,
 ) {
-    for (reason, count) in losses {
+    for (&reason, &count) in counts {
         let attributes = Attributes::new([("reason", Value::from(reason))]);
         series.total(instrument, attributes, count.into());
     }
