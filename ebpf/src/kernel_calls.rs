@@ -22,6 +22,9 @@ use crate::maps::{COUNTS, EVENTS, GENERATIONS, SEGMENTS, WIDE_RULES};
 /// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
 const RB_NO_WAKEUP: u64 = 1;
 
+/// `BPF_NOEXIST`: an entry is made, and one that is there is left as it is.
+pub const NO_EXIST: u64 = 1;
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {

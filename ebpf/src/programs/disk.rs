@@ -8,12 +8,9 @@ use hotspan_abi::{
 
 use super::{event_rows::add, target::cgroup_id};
 use crate::{
-    kernel_calls::{add_to, count, kernel_word, now_mono_ns, read_kernel},
+    kernel_calls::{NO_EXIST, add_to, count, kernel_word, now_mono_ns, read_kernel},
     maps::{DISK_DEPTH, DISK_REQUESTS, resource_offset},
 };
-
-/// `BPF_NOEXIST`.
-const NO_EXIST: u64 = 1;
 
 /// `block_rq_issue(request)`, before Linux 5.11 `(queue, request)`: a disk gets a request.
 #[raw_tracepoint(tracepoint = "block_rq_issue")]

@@ -7,12 +7,9 @@ use hotspan_abi::{
 
 use super::target::cgroup_id;
 use crate::{
-    kernel_calls::{add_duration, count, current_task, kernel_word},
+    kernel_calls::{NO_EXIST, add_duration, count, current_task, kernel_word},
     maps::{EVENT_ROW_OF, EVENT_ROWS, FREE_EVENT_ROWS, offset_of},
 };
-
-/// `BPF_NOEXIST`.
-const NO_EXIST: u64 = 1;
 
 /// Adds an event and how long it took, 0 for what takes no time.
 #[inline(always)]

@@ -18,16 +18,14 @@ use super::{
 };
 use crate::{
     kernel_calls::{
-        add_duration, add_to, count, current_pid_tid, current_task, kernel_word, now_mono_ns,
+        NO_EXIST, add_duration, add_to, count, current_pid_tid, current_task, kernel_word,
+        now_mono_ns,
     },
     maps::{
         FREE_ROWS, FREE_THREAD_SLOTS, LAST_THREAD_SLOT, OWN_PID, SYSCALL_ERRORS, SYSCALL_ROW_OF,
         SYSCALL_ROWS, TARGET_CGROUP, TARGET_MODE, THREAD_SLOT_OF, THREAD_SLOTS, offset_of,
     },
 };
-
-/// `BPF_NOEXIST`.
-const NO_EXIST: u64 = 1;
 
 /// `sys_enter(regs, number)`.
 #[raw_tracepoint(tracepoint = "sys_enter")]

@@ -53,7 +53,12 @@ pub fn is_in_cgroup(target: u64) -> bool {
 /// The id of the cgroup of a `cgroup_subsys_state`. No cgroup has the id 0.
 #[inline(always)]
 pub fn cgroup_id(state: u64) -> u64 {
-    let cgroup = kernel_word(state + offset_of!(css_cgroup));
+    id_of_cgroup(kernel_word(state + offset_of!(css_cgroup)))
+}
+
+/// The id of a `struct cgroup`.
+#[inline(always)]
+pub fn id_of_cgroup(cgroup: u64) -> u64 {
     let node = kernel_word(cgroup + offset_of!(cgroup_kn));
     kernel_word(node + offset_of!(kernfs_id))
 }

@@ -3,10 +3,10 @@
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use hotspan_abi::resources::{Event, EventKey};
 
-use super::event_rows::add;
+use super::{event_rows::add, target::id_of_cgroup};
 use crate::{
     kernel_calls::{kernel_word, read_kernel},
-    maps::{offset_of, resource_offset},
+    maps::resource_offset,
 };
 
 /// `tcp_retransmit_skb(sock, skb, …)`
@@ -53,8 +53,7 @@ fn of_socket(socket: u64, event: Event) -> EventKey {
     };
     // Before Linux 5.15, the lowest bit says that it is no cgroup.
     let cgroup = if group & 1 == 0 {
-        let node = kernel_word(group + offset_of!(cgroup_kn));
-        kernel_word(node + offset_of!(kernfs_id))
+        id_of_cgroup(group)
     } else {
         0
     };
