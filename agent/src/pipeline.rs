@@ -72,9 +72,9 @@ const WINDOW_PATIENCE: Duration = Duration::from_millis(200);
 /// A process that ended may still be sampled this long, and its CPU time be told.
 const AFTERLIFE_NS: u64 = 300_000_000;
 
-/// News of processes are read this long after the first of them: soon enough to open the files of one
-/// that ends soon, and late enough not to wake up for each of the files that it maps. Samples do not
-/// depend on it: they bring their stack along.
+/// News of processes, and copies of stacks, are read this long after the first of them: soon enough to open
+/// the files of one that ends soon, and late enough not to wake up for each of the files that it maps.
+/// Samples do not depend on it: they bring their stack along.
 const COALESCE: Duration = Duration::from_millis(10);
 
 /// What to record.
@@ -304,7 +304,7 @@ impl Recording {
         mut child: Option<&mut Child>,
         mut progress: impl FnMut(u64),
     ) -> Result<Ended> {
-        let news = self.capture.process_news()?;
+        let news = self.capture.news()?;
         let tables_made = self.tables.news();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -448,7 +448,11 @@ impl Recording {
         }
         if let Some(stack) = self.early.take_stack(sample) {
             let mappings = self.table.keep_mappings(header.pid);
-            return self.early.push(sample, process, mappings, stack);
+            let addrs = stack.words.iter().copied().chain([stack.registers.ip]);
+            let request = self
+                .tables
+                .learn(header.pid, addrs, mappings.as_slice(), &self.binaries);
+            return self.early.push(sample, process, mappings, stack, request);
         }
         let Self {
             table,
@@ -516,8 +520,13 @@ impl Recording {
     fn keep(&mut self, header: &SampleHeader, process: ProcessId) {
         let time_mono_ns = header.header.time_mono_ns;
         for frame in &self.frames {
-            if let RawFrame::File(binary, _) = *frame {
-                self.tables.note_sampled(binary, time_mono_ns);
+            match *frame {
+                RawFrame::File(binary, _) => self.tables.note_sampled(binary, time_mono_ns),
+                RawFrame::Anonymous(_, addr) => {
+                    let pid = header.pid;
+                    self.tables.note_code_sampled(pid, addr, time_mono_ns);
+                }
+                _ => {}
             }
         }
         let thread = ThreadKey {

@@ -21,6 +21,8 @@ use crate::maps::{COUNTS, EVENTS, GENERATIONS, SEGMENTS, WIDE_RULES};
 
 /// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
 const RB_NO_WAKEUP: u64 = 1;
+/// `BPF_RB_FORCE_WAKEUP`: the agent reads soon.
+const RB_FORCE_WAKEUP: u64 = 2;
 
 /// `BPF_NOEXIST`: an entry is made, and one that is there is left as it is.
 pub const NO_EXIST: u64 = 1;
@@ -129,19 +131,35 @@ pub unsafe fn kernel_stack(ctx: *mut c_void, frames: *mut u64, bytes: u32) -> i6
     unsafe { raw::bpf_get_stack(ctx, frames.cast::<c_void>(), bytes, 0) }
 }
 
-/// Sends a record; false when the ring is full.
+/// Sends a record that is read at the next tick; false when the ring is full.
 ///
 /// # Safety
 /// `record` points at `bytes` readable bytes.
 #[inline(always)]
 pub unsafe fn send(record: *const c_void, bytes: u64) -> bool {
+    // SAFETY: the caller vouches for the record.
+    unsafe { output(record, bytes, RB_NO_WAKEUP) }
+}
+
+/// Sends a record and has it read soon; false when the ring is full.
+///
+/// # Safety
+/// `record` points at `bytes` readable bytes.
+#[inline(always)]
+pub unsafe fn send_now(record: *const c_void, bytes: u64) -> bool {
+    // SAFETY: the caller vouches for the record.
+    unsafe { output(record, bytes, RB_FORCE_WAKEUP) }
+}
+
+#[inline(always)]
+unsafe fn output(record: *const c_void, bytes: u64, flags: u64) -> bool {
     // SAFETY: the caller vouches for the record; the map is ours.
     unsafe {
         raw::bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast::<c_void>(),
             record.cast_mut(),
             bytes,
-            RB_NO_WAKEUP,
+            flags,
         ) == 0
     }
 }

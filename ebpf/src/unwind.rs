@@ -12,8 +12,8 @@ use hotspan_abi::{
     records::StopReason,
     unwind::{
         BASE_ALIGNED, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping,
-        PAGE_BYTES, ProcessTable, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS, WideRule,
-        row_addr, row_rule,
+        PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS,
+        WideRule, row_addr, row_rule,
     },
 };
 
@@ -381,6 +381,10 @@ impl Unwinder {
         match rule {
             Rule::ROOT => Step::Stop(StopReason::Root),
             Rule::FRAME_POINTER => self.step_frame_pointer(memory),
+            Rule::UNSEEN => {
+                self.guess(LOST);
+                self.step_frame_pointer(memory)
+            }
             Rule::SIGNAL => self.step_signal(memory),
             Rule::SWITCH => self.step_switch(memory),
             Rule::PLT => {
@@ -438,7 +442,11 @@ impl Unwinder {
             FP_AT_FP => registers.fp.wrapping_add_signed(rule.fp_offset as i64),
             _ => 0,
         };
-        let ra_at = cfa.wrapping_add_signed(rule.ra_offset as i64);
+        let ra_base = match rule.ra_rule {
+            RA_AT_FP => registers.fp,
+            _ => cfa,
+        };
+        let ra_at = ra_base.wrapping_add_signed(rule.ra_offset as i64);
         self.pop(cfa, fp_at, ra_at, memory)
     }
 

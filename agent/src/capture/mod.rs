@@ -215,12 +215,14 @@ impl Capture {
     }
 
     /// Something to wait on, readable when a process has mapped a file, started or ended, or has a
-    /// new name. That of CPUs that come later is not waited for, only read.
+    /// new name, and when the copy of a stack has come. News of CPUs that come later are not waited for,
+    /// only read.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn process_news(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        perf_event::readiness(self.cpus.iter().map(|cpu| &cpu.side_band))
+    pub fn news(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let side_bands = self.cpus.iter().map(|cpu| cpu.side_band.as_fd());
+        perf_event::readiness(side_bands.chain([self.ring.as_fd()]))
     }
 
     /// Starts the clocks.

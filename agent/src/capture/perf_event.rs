@@ -129,12 +129,18 @@ impl SideBand {
     }
 }
 
-/// Something to wait on, readable while any of the side bands has records.
+impl AsFd for SideBand {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Something to wait on, readable whenever one of these has news.
 ///
 /// # Errors
 /// The kernel's.
 pub fn readiness<'a>(
-    side_bands: impl Iterator<Item = &'a SideBand>,
+    sources: impl Iterator<Item = BorrowedFd<'a>>,
 ) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: takes a flag.
     let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
@@ -143,12 +149,12 @@ pub fn readiness<'a>(
     }
     // SAFETY: the kernel just made this descriptor, and nobody else knows it.
     let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-    for side_band in side_bands {
+    for source in sources {
         let mut event = libc::epoll_event {
             events: libc::EPOLLIN as u32,
             u64: 0,
         };
-        let member = side_band.fd.as_raw_fd();
+        let member = source.as_raw_fd();
         // SAFETY: both descriptors are open, and the event lives as long as the call.
         let result = unsafe {
             libc::epoll_ctl(

@@ -38,6 +38,8 @@ pub struct EarlySample {
     /// The mappings of the process when the sample was taken.
     pub mappings: Arc<Mappings>,
     stack: StackCopy,
+    /// The request to look at code that the stack leads to.
+    request: u64,
 }
 
 /// All that wait, the oldest first.
@@ -73,6 +75,7 @@ impl EarlySamples {
         process: ProcessId,
         mappings: Arc<Mappings>,
         stack: StackCopy,
+        request: u64,
     ) {
         self.waiting.push_back(EarlySample {
             header: sample.header,
@@ -82,6 +85,7 @@ impl EarlySamples {
             stop: sample.stop,
             mappings,
             stack,
+            request,
         });
     }
 
@@ -104,8 +108,10 @@ impl EarlySamples {
         let mut excess = words.sum::<usize>().saturating_sub(MAX_WORDS);
         for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
-            let known = tables.parts(sample.mappings.as_slice(), binaries);
-            if !known.is_complete && excess == 0 && age_ns < PATIENCE_NS {
+            let pid = sample.header.pid;
+            let known = tables.parts(pid, sample.mappings.as_slice(), binaries);
+            let is_complete = known.is_complete && tables.has_learned(pid, sample.request);
+            if !is_complete && excess == 0 && age_ns < PATIENCE_NS {
                 self.waiting.push_back(sample);
                 continue;
             }

@@ -12,6 +12,7 @@ mod churn;
 pub mod cpu_time;
 mod elf;
 mod mapping;
+pub mod memory;
 pub mod packed;
 pub mod pclntab;
 mod perf_map_file;

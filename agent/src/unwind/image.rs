@@ -10,7 +10,8 @@ use object::{
     LittleEndian,
     elf::{
         ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE,
-        ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC, SectionHeader64, Sym64,
+        ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC, STT_OBJECT, SectionHeader64,
+        Sym64,
     },
     read::{
         ReadRef,
@@ -205,6 +206,38 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         functions.sort_unstable();
         functions.dedup();
         functions
+    }
+
+    /// Where the dynamic symbols with these names are, as far as there are such variables.
+    pub fn variables<const COUNT: usize>(&self, names: [&[u8]; COUNT]) -> [Option<u64>; COUNT] {
+        let mut found = [None; COUNT];
+        let is_table = |section: &&SectionHeader64<LittleEndian>| {
+            section.sh_type(LittleEndian) == SHT_DYNSYM
+                && section.sh_size(LittleEndian) <= MAX_SYMBOLS_BYTES
+        };
+        let Some(table) = self.sections.iter().find(is_table) else {
+            return found;
+        };
+        let Some(strings) = self.sections.get(table.sh_link(LittleEndian) as usize) else {
+            return found;
+        };
+        let symbols = table.data_as_array::<Sym64<LittleEndian>, _>(LittleEndian, self.file);
+        for symbol in symbols.unwrap_or_default() {
+            if symbol.st_type() != STT_OBJECT || symbol.st_shndx(LittleEndian) == SHN_UNDEF {
+                continue;
+            }
+            let name = u64::from(symbol.st_name(LittleEndian));
+            let offset = strings.sh_offset(LittleEndian).checked_add(name);
+            let is_named = |name: &&[u8]| {
+                let len = name.len() as u64 + 1;
+                let there = offset.and_then(|offset| self.file.read_bytes_at(offset, len).ok());
+                there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
+            };
+            if let Some(place) = names.iter().position(|name| is_named(&name)) {
+                found[place] = Some(symbol.st_value(LittleEndian));
+            }
+        }
+        found
     }
 
     /// The GNU build id, empty when there is none.

@@ -18,6 +18,7 @@ pub mod debug_file;
 pub mod eh_frame;
 mod evidence;
 pub mod go;
+pub mod hotspot;
 mod image;
 mod make;
 pub mod readelf;
@@ -36,7 +37,7 @@ use hotspan_abi::unwind::{Rule, WideRule};
 
 pub use cache::Cache;
 pub use make::{Likeness, Made, Proof, Subject};
-pub use store::{Placed, Store, Update};
+pub use store::{Owner, Placed, Store, Update};
 
 /// The rules of one binary, by ELF address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
 };
 
-use hotspan_abi::unwind::{FP_AT_CFA, FP_AT_FP, RA_IN_LINK, Rule, WideRule};
+use hotspan_abi::unwind::{FP_AT_CFA, FP_AT_FP, RA_AT_FP, RA_IN_LINK, Rule, WideRule};
 
 use super::{
     Arch, Found, TableRule,
@@ -34,6 +34,7 @@ impl fmt::Display for Shown<'_> {
                 let wide = self.wide.get(index as usize).ok_or(fmt::Error)?;
                 let ra = match wide.ra_rule {
                     RA_IN_LINK => link.to_owned(),
+                    RA_AT_FP => format!("{fp}{:+}", wide.ra_offset),
                     _ => format!("c{:+}", wide.ra_offset),
                 };
                 (wide_cfa(self.arch, wide), wide_fp(fp, wide), ra)
@@ -67,6 +68,7 @@ fn name(rule: Rule) -> &'static str {
         Rule::SIGNAL => "signal",
         Rule::FRAME_POINTER => "frame-pointer",
         Rule::SWITCH => "stack-switch",
+        Rule::UNSEEN => "unseen",
         _ => "none",
     }
 }

@@ -32,10 +32,19 @@ pub enum Update {
     Forget(u32),
 }
 
+/// Whose tables they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// A binary.
+    Binary(BinaryId),
+    /// Code that this process made at run time, from this address on.
+    Code(u32, u64),
+}
+
 /// A table in its place.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
-    /// ELF address of the first page.
+    /// Address of the first page: an ELF address, in a binary.
     pub start: u64,
     /// Index of the first word of the page index.
     pub pages: u32,
@@ -43,7 +52,8 @@ pub struct Placed {
     pub page_count: u32,
 }
 
-struct Binary {
+/// All tables of an owner.
+struct Tables {
     tables: Vec<Placed>,
     /// Where each of them lies.
     ranges: Vec<Range>,
@@ -52,7 +62,7 @@ struct Binary {
     used_mono_ns: u64,
 }
 
-impl Binary {
+impl Tables {
     fn words(&self) -> usize {
         words_of(&self.ranges)
     }
@@ -85,7 +95,7 @@ pub struct Store {
     free: FreeSpace,
     segments: usize,
     max_segments: usize,
-    binaries: FxHashMap<BinaryId, Binary>,
+    owners: FxHashMap<Owner, Tables>,
     /// Words of all tables.
     table_words: usize,
     processes: FxHashMap<u32, Range>,
@@ -104,7 +114,7 @@ impl Store {
             free: FreeSpace::default(),
             segments: 0,
             max_segments: (max_bytes / (SEGMENT_WORDS * 4)).clamp(1, MAX_SEGMENTS),
-            binaries: FxHashMap::default(),
+            owners: FxHashMap::default(),
             table_words: 0,
             processes: FxHashMap::default(),
             wide: WideRules::default(),
@@ -173,29 +183,27 @@ impl Store {
         self.table_words + words <= max_words - max_words / MAPPINGS_SHARE
     }
 
-    /// The tables of a binary: none when it has no rules, `None` when they are not there.
+    /// The tables of an owner: none when it has no rules, `None` when they are not there.
     #[must_use]
-    pub fn tables_of(&self, binary: BinaryId) -> Option<&[Placed]> {
-        self.binaries
-            .get(&binary)
-            .map(|known| known.tables.as_slice())
+    pub fn tables_of(&self, owner: Owner) -> Option<&[Placed]> {
+        self.owners.get(&owner).map(|known| known.tables.as_slice())
     }
 
-    /// Notes that the tables of a binary were of use.
-    pub fn touch(&mut self, binary: BinaryId, now_mono_ns: u64) {
-        if let Some(known) = self.binaries.get_mut(&binary) {
+    /// Notes that the tables of an owner were of use.
+    pub fn touch(&mut self, owner: Owner, now_mono_ns: u64) {
+        if let Some(known) = self.owners.get_mut(&owner) {
             known.used_mono_ns = now_mono_ns;
         }
     }
 
-    /// Places the tables of a binary; false when they find no room.
-    pub fn place(&mut self, binary: BinaryId, tables: Vec<Table>, now_mono_ns: u64) -> bool {
+    /// Places the tables of an owner, instead of those that it has; false when they find no room.
+    pub fn place(&mut self, owner: Owner, tables: Vec<Table>, now_mono_ns: u64) -> bool {
         let sizes: Vec<_> = tables.iter().map(|table| table.words.len()).collect();
         self.release_retired(now_mono_ns);
         let Some(ranges) = self.free.take_all(&sizes) else {
             return false;
         };
-        let mut placed = Binary {
+        let mut placed = Tables {
             tables: Vec::with_capacity(tables.len()),
             ranges: Vec::new(),
             wide: Vec::new(),
@@ -220,10 +228,17 @@ impl Store {
         }
         placed.ranges = ranges;
         self.table_words += placed.words();
-        if let Some(old) = self.binaries.insert(binary, placed) {
+        if let Some(old) = self.owners.insert(owner, placed) {
             self.retire(old, now_mono_ns);
         }
         true
+    }
+
+    /// Takes the tables of an owner out of use.
+    pub fn remove(&mut self, owner: Owner, now_mono_ns: u64) {
+        if let Some(old) = self.owners.remove(&owner) {
+            self.retire(old, now_mono_ns);
+        }
     }
 
     /// Sets the mappings of a process, by ascending address; false when they find no room.
@@ -270,9 +285,9 @@ impl Store {
     pub fn evict(
         &mut self,
         sizes: &[usize],
-        is_mapped: impl Fn(BinaryId) -> bool,
+        is_mapped: impl Fn(Owner) -> bool,
         now_mono_ns: u64,
-    ) -> Vec<BinaryId> {
+    ) -> Vec<Owner> {
         let words = sizes.iter().sum();
         let fits = |store: &Self| store.may_hold_tables(words) && store.will_have_room(sizes);
         let mut evicted = Vec::new();
@@ -281,15 +296,15 @@ impl Store {
         }
         let mut order: Vec<_> = self
             .evictable(&is_mapped, now_mono_ns)
-            .map(|(id, binary)| (is_mapped(id), binary.used_mono_ns, id))
+            .map(|(id, tables)| (is_mapped(id), tables.used_mono_ns, id))
             .collect();
         order.sort_unstable();
         for (_, _, id) in order {
             if fits(self) {
                 break;
             }
-            if let Some(binary) = self.binaries.remove(&id) {
-                self.retire(binary, now_mono_ns);
+            if let Some(tables) = self.owners.remove(&id) {
+                self.retire(tables, now_mono_ns);
                 evicted.push(id);
             }
         }
@@ -301,12 +316,12 @@ impl Store {
     pub fn could_hold(
         &self,
         words: usize,
-        is_mapped: impl Fn(BinaryId) -> bool,
+        is_mapped: impl Fn(Owner) -> bool,
         now_mono_ns: u64,
     ) -> bool {
         let evictable: usize = self
             .evictable(&is_mapped, now_mono_ns)
-            .map(|(_, binary)| binary.words())
+            .map(|(_, tables)| tables.words())
             .sum();
         let retired = self.retired.iter().map(|retired| words_of(&retired.ranges));
         let free = self.free.words() + retired.sum::<usize>() + evictable;
@@ -315,24 +330,24 @@ impl Store {
 
     fn evictable(
         &self,
-        is_mapped: impl Fn(BinaryId) -> bool,
+        is_mapped: impl Fn(Owner) -> bool,
         now_mono_ns: u64,
-    ) -> impl Iterator<Item = (BinaryId, &Binary)> {
-        self.binaries
+    ) -> impl Iterator<Item = (Owner, &Tables)> {
+        self.owners
             .iter()
-            .map(|(&id, binary)| (id, binary))
-            .filter(move |&(id, binary)| {
-                let idle_ns = now_mono_ns.saturating_sub(binary.used_mono_ns);
-                binary.words() > 0 && (idle_ns >= IDLE_NS || !is_mapped(id))
+            .map(|(&id, tables)| (id, tables))
+            .filter(move |&(id, tables)| {
+                let idle_ns = now_mono_ns.saturating_sub(tables.used_mono_ns);
+                tables.words() > 0 && (idle_ns >= IDLE_NS || !is_mapped(id))
             })
     }
 
-    fn retire(&mut self, binary: Binary, now_mono_ns: u64) {
-        self.table_words -= binary.words();
+    fn retire(&mut self, tables: Tables, now_mono_ns: u64) {
+        self.table_words -= tables.words();
         self.retired.push_back(Retired {
             since_mono_ns: now_mono_ns,
-            ranges: binary.ranges,
-            wide: binary.wide,
+            ranges: tables.ranges,
+            wide: tables.wide,
         });
     }
 

@@ -87,6 +87,10 @@ impl Rule {
     /// to this one keeps its own frame there.
     pub const SWITCH: Self = Self(Self::SPECIAL << 22 | 5);
 
+    /// Code made at run time that the agent has not looked at yet: a guess by the frame pointer, and the
+    /// stack is sent along.
+    pub const UNSEEN: Self = Self(Self::SPECIAL << 22 | 7);
+
     const LINK: u32 = Self::SPECIAL << 22 | 6;
     const MAX_WORDS: u32 = (1 << 11) - 1;
 
@@ -206,6 +210,8 @@ pub const FP_AT_FP: u32 = 2;
 pub const RA_AT_CFA: u32 = 0;
 /// The return address is in the link register, see [`Rule::link`].
 pub const RA_IN_LINK: u32 = 1;
+/// The return address is at the frame pointer + offset.
+pub const RA_AT_FP: u32 = 2;
 
 /// A rule with all that does not fit in 24 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -223,7 +229,7 @@ pub struct WideRule {
     pub fp_rule: u32,
     /// Offset of the saved frame pointer.
     pub fp_offset: i32,
-    /// [`RA_AT_CFA`] or [`RA_IN_LINK`].
+    /// [`RA_AT_CFA`], [`RA_IN_LINK`] or [`RA_AT_FP`].
     pub ra_rule: u32,
     /// Offset of the return address.
     pub ra_offset: i32,

@@ -16,7 +16,7 @@ use hotspan_ebpf::unwind::{LOST, Registers, Step};
 
 use super::{registers::is_in_exec, target::target_flags};
 use crate::{
-    kernel_calls::{MapTables, UserMemory, count, cpu, generation, has_room, send},
+    kernel_calls::{MapTables, UserMemory, count, cpu, generation, has_room, send_now},
     maps::{PROCESSES, SCRATCH, Scratch, Seen},
 };
 
@@ -192,7 +192,8 @@ pub extern "C" fn step_other(slot: u32, rule: u32) -> u32 {
     }
 }
 
-/// Sends the stack that the sample was taken on.
+/// Sends the stack that the sample was taken on. It is large, and what it leads to is wanted for the next
+/// sample, so it is read soon.
 #[inline(always)]
 fn send_snapshot(scratch: &mut Scratch, registers: Registers) {
     if !has_room() {
@@ -238,7 +239,7 @@ fn send_snapshot(scratch: &mut Scratch, registers: Registers) {
         aligned: registers.aligned,
     };
     // SAFETY: the record is larger than `bytes`.
-    if !unsafe { send((&raw const scratch.snapshot).cast(), u64::from(bytes)) } {
+    if !unsafe { send_now((&raw const scratch.snapshot).cast(), u64::from(bytes)) } {
         count(Counter::SnapshotSkipped);
     }
 }

@@ -1,9 +1,9 @@
 //! Stacks of both processors, made by hand, and random ones.
 
 use core::marker::PhantomData;
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
-use hotspan_abi::unwind::{BASE_SP, FP_SAME, RA_AT_CFA, row};
+use hotspan_abi::unwind::{BASE_SP, FP_SAME, RA_AT_CFA, RA_AT_FP, row};
 
 use super::*;
 use crate::arch::{Aarch64, X86_64};
@@ -492,6 +492,55 @@ fn return_address_is_read_where_a_wide_rule_says() {
     let stack = [TEXT + 0x210, 0, STACK + 40, 0, 0, 0, TEXT + 0x310];
     let expected = (&[0x210, 0x310][..], StopReason::Root);
     check::<Aarch64>(&rows, &[wide], at(5, 0), &stack, expected);
+}
+
+#[test]
+fn caller_of_an_interpreted_method_has_its_stack_pointer_kept() {
+    let interpreted = WideRule {
+        cfa_base: BASE_FP,
+        cfa_offset: -8,
+        cfa_is_read: 1,
+        fp_rule: FP_AT_FP,
+        ra_rule: RA_AT_FP,
+        ra_offset: 8,
+        ..WideRule::default()
+    };
+    let rows = [
+        (0, Rule::wide(0).unwrap()),
+        (0x200, from_sp(24, 16)),
+        (0x300, Rule::ROOT),
+    ];
+    // Its own frame, two words that make the caller's longer, and the caller's.
+    let fp = STACK + 8;
+    let stack = [
+        STACK + 40,
+        7,
+        TEXT + 0x210,
+        0,
+        0,
+        0,
+        STACK + 88,
+        TEXT + 0x310,
+    ];
+    let expected = (&[0x210, 0x310][..], StopReason::Root);
+    check::<X86_64>(&rows, &[interpreted], at(5, fp), &stack, expected);
+    check::<Aarch64>(&rows, &[interpreted], at(5, fp), &stack, expected);
+}
+
+#[test]
+fn code_that_was_not_looked_at_yet_is_followed_in_doubt() {
+    let (tables, process) = tables(&[(0, Rule::UNSEEN), (0x100, Rule::NONE)]);
+    let mut memory = Memory::<X86_64>::new(vec![STACK + 32, TEXT + 0x110, 0]);
+    let mut unwinder = Unwinder::EMPTY;
+    unwinder.enter(process);
+    unwinder.start(at(5, STACK));
+    assert!(unwinder.find_mapping(&tables));
+    let rule = unwinder.find_rule(&tables);
+    assert_eq!(unwinder.step(rule, &mut memory, &tables), Step::Caller);
+    assert_eq!(
+        (unwinder.registers.ip, unwinder.doubt),
+        (TEXT + 0x110, LOST)
+    );
 }
 
 #[test]

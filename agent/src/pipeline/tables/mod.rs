@@ -5,13 +5,14 @@
 //! until they are there, code is unwound by the frame pointer. Nothing here ends a recording: what
 //! finds no room is counted, and stacks say `[no unwind table]`.
 
+mod jvms;
 mod users;
 mod workers;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use anyhow::Result;
 use hotspan_abi::unwind::{MAPPING_WORDS, Mapping as AbiMapping, PAGE_BYTES};
@@ -22,8 +23,12 @@ use crate::{
     capture::TableMaps,
     model::BinaryId,
     process::{Binaries, Changes, Code, ElfFacts, Mapping, ProcessTable},
-    unwind::{Cache, Fault, Likeness, Made, Placed, Proof, Store, Subject, Update},
+    unwind::{
+        Cache, Fault, Likeness, Made, Owner, Placed, Proof, Store, Subject, Update,
+        hotspot::chunk_of, table::Table,
+    },
 };
+use jvms::{Jvms, Part};
 use users::Users;
 use workers::{Job, Outcome, Workers};
 
@@ -138,6 +143,7 @@ pub struct Losses {
 pub struct TableLoader {
     store: Store,
     workers: Workers,
+    jvms: Jvms,
     users: Users,
     states: FxHashMap<BinaryId, State>,
     /// Binaries that the threads have still to be told of.
@@ -162,9 +168,11 @@ impl TableLoader {
     /// # Errors
     /// When there can be no thread.
     pub fn start(max_bytes: usize, cache: Option<Cache>) -> Result<Self> {
+        let workers = Workers::start(cache)?;
         Ok(Self {
             store: Store::new(max_bytes),
-            workers: Workers::start(cache)?,
+            jvms: Jvms::new(workers.news()),
+            workers,
             users: Users::default(),
             states: FxHashMap::default(),
             wanted: FxHashSet::default(),
@@ -195,7 +203,7 @@ impl TableLoader {
     #[must_use]
     pub fn losses(&self) -> Losses {
         Losses {
-            full: self.losses.full + self.store.left_out,
+            full: self.losses.full + self.store.left_out + self.jvms.left_out(),
             ..self.losses
         }
     }
@@ -203,13 +211,37 @@ impl TableLoader {
     /// Notes that a sample met a binary.
     pub fn note_sampled(&mut self, binary: BinaryId, now_mono_ns: u64) {
         match self.states.get_mut(&binary) {
-            Some(State::Placed(owner)) => self.store.touch(*owner, now_mono_ns),
+            Some(State::Placed(owner)) => self.store.touch(Owner::Binary(*owner), now_mono_ns),
             Some(state @ State::Evicted) => {
                 *state = State::Pending;
                 self.wanted.insert(binary);
             }
             _ => {}
         }
+    }
+
+    /// Notes that a sample met code that a process made at run time.
+    pub fn note_code_sampled(&mut self, pid: u32, addr: u64, now_mono_ns: u64) {
+        self.store
+            .touch(Owner::Code(pid, chunk_of(addr)), now_mono_ns);
+    }
+
+    /// Looks at the code that a process made at run time and that lies at some of these addresses. What it
+    /// returns is for [`Self::has_learned`].
+    pub fn learn(
+        &mut self,
+        pid: u32,
+        addrs: impl Iterator<Item = u64>,
+        mappings: &[Mapping],
+        binaries: &Binaries,
+    ) -> u64 {
+        self.jvms.learn(pid, addrs, mappings, binaries)
+    }
+
+    /// Whether that is done.
+    #[must_use]
+    pub fn has_learned(&self, pid: u32, request: u64) -> bool {
+        self.jvms.has_answered(pid, request)
     }
 
     /// Takes in what was made, and brings the kernel's tables up to date with the processes.
@@ -226,13 +258,23 @@ impl TableLoader {
             binaries: met,
         } = processes.take_changes();
         for &pid in &pids {
-            self.take_mappings(pid, processes.mappings(pid).unwrap_or_default());
+            let mappings = processes.mappings(pid).unwrap_or_default();
+            self.take_mappings(pid, mappings);
+            for chunk in self.jvms.set_mappings(pid, mappings, binaries) {
+                self.store.remove(Owner::Code(pid, chunk), now_mono_ns);
+            }
         }
         // Processes that ended since the last time leave no mappings, but are likely to come again.
         met.into_iter().for_each(|binary| self.want(binary));
         stale.extend(pids);
         while let Some((binary, outcome)) = self.workers.take() {
             self.take_outcome(binary, outcome, binaries, &mut stale, now_mono_ns);
+        }
+        while let Some(jvms::Outcome { pid, tables, .. }) = self.jvms.take() {
+            stale.insert(pid);
+            for (chunk, table) in tables {
+                self.place_code(pid, chunk, table, binaries, maps, &mut stale, now_mono_ns);
+            }
         }
         self.place_waiting(binaries, maps, &mut stale, now_mono_ns);
         self.try_again(now_mono_ns);
@@ -315,7 +357,7 @@ impl TableLoader {
                     Some(sharers) => {
                         sharers.push(binary);
                         self.states.insert(binary, State::Placed(owner));
-                        self.store.touch(owner, now_mono_ns);
+                        self.store.touch(Owner::Binary(owner), now_mono_ns);
                         stale.extend(self.users.of(binary));
                     }
                     // It has been evicted meanwhile.
@@ -399,7 +441,8 @@ impl TableLoader {
 
     fn place(&mut self, tables: Waiting, binaries: &Binaries, now_mono_ns: u64) {
         let Waiting { binary, made, .. } = tables;
-        self.store.place(binary, made.tables, now_mono_ns);
+        self.store
+            .place(Owner::Binary(binary), made.tables, now_mono_ns);
         self.states.insert(binary, State::Placed(binary));
         self.sharers.insert(binary, vec![binary]);
         let subject = Subject::new(binaries.get(binary), 0);
@@ -408,6 +451,33 @@ impl TableLoader {
             alike.placed.push((binary, proof));
         }
         self.finish(binary, binaries, State::Pending);
+    }
+
+    /// Puts the table of a stretch of code that a process made at run time in its place.
+    #[allow(clippy::too_many_arguments)]
+    fn place_code(
+        &mut self,
+        pid: u32,
+        chunk: u64,
+        table: Option<Table>,
+        binaries: &Binaries,
+        maps: &mut impl Maps,
+        stale: &mut FxHashSet<u32>,
+        now_mono_ns: u64,
+    ) {
+        let owner = Owner::Code(pid, chunk);
+        let is_there = table.is_some_and(|table| {
+            let sizes = [table.words.len()];
+            let room = self.make_room(&sizes, true, binaries, maps, stale, now_mono_ns);
+            let is_placed =
+                matches!(room, Room::Now) && self.store.place(owner, vec![table], now_mono_ns);
+            self.losses.full += u64::from(!is_placed);
+            is_placed
+        });
+        if !is_there {
+            self.store.remove(owner, now_mono_ns);
+        }
+        self.jvms.note_table(pid, chunk, is_there);
     }
 
     /// Finds room, by more segments or by taking what is of least use out of use.
@@ -448,7 +518,13 @@ impl TableLoader {
             return Room::None;
         }
         for owner in evicted {
-            self.forget_tables(owner, binaries, stale);
+            match owner {
+                Owner::Binary(owner) => self.forget_tables(owner, binaries, stale),
+                Owner::Code(pid, chunk) => {
+                    self.jvms.note_table(pid, chunk, false);
+                    stale.insert(pid);
+                }
+            }
         }
         Room::Soon
     }
@@ -546,7 +622,7 @@ impl TableLoader {
         now_mono_ns: u64,
     ) -> bool {
         let mappings = processes.mappings(pid).unwrap_or_default();
-        let mappings = self.parts(mappings, binaries).parts;
+        let mappings = self.parts(pid, mappings, binaries).parts;
         let words = mappings.len() * MAPPING_WORDS as usize;
         match self.make_room(&[words], false, binaries, maps, stale, now_mono_ns) {
             Room::Now => self.store.set_process(pid, &mappings, now_mono_ns),
@@ -560,19 +636,20 @@ impl TableLoader {
 
     /// The mappings of a process as the kernel side wants them. Those whose tables are not made yet are
     /// left out, and the tables asked for.
-    pub fn parts(&mut self, mappings: &[Mapping], binaries: &Binaries) -> KnownParts {
+    pub fn parts(&mut self, pid: u32, mappings: &[Mapping], binaries: &Binaries) -> KnownParts {
         let mut known = KnownParts {
             parts: Vec::new(),
             is_complete: true,
         };
         for mapping in mappings {
             let Code::File(binary) = mapping.code else {
-                known.add_bare(mapping.start, mapping.end);
+                self.add_code(&mut known, pid, mapping);
                 continue;
             };
             match self.states.get(&binary) {
                 Some(State::Placed(owner)) => {
-                    let tables = self.store.tables_of(*owner).unwrap_or_default();
+                    let tables = self.store.tables_of(Owner::Binary(*owner));
+                    let tables = tables.unwrap_or_default();
                     known.add(mapping, &binaries.get(binary).facts, tables);
                 }
                 Some(State::Pending) => known.is_complete = false,
@@ -587,9 +664,31 @@ impl TableLoader {
         }
         known
     }
+
+    /// Adds code that a process made at run time. What nobody has looked at yet is left out.
+    fn add_code(&self, known: &mut KnownParts, pid: u32, mapping: &Mapping) {
+        for (Range { start, end }, part) in self.jvms.parts(pid, mapping) {
+            let table = self.store.tables_of(Owner::Code(pid, chunk_of(start)));
+            match (part, table) {
+                (Part::Bare, _) => known.add_bare(start, end),
+                (Part::Tabled, Some(&[table])) => known.parts.push(AbiMapping {
+                    start,
+                    end,
+                    pages_start: table.start,
+                    pages: table.pages,
+                    page_count: table.page_count,
+                }),
+                _ => {}
+            }
+        }
+    }
 }
 
-fn is_mapped(users: &Users, sharers: &FxHashMap<BinaryId, Vec<BinaryId>>, owner: BinaryId) -> bool {
+/// Whether a process has it mapped. Code made at run time is gone with its process.
+fn is_mapped(users: &Users, sharers: &FxHashMap<BinaryId, Vec<BinaryId>>, owner: Owner) -> bool {
+    let Owner::Binary(owner) = owner else {
+        return true;
+    };
     let sharers = sharers.get(&owner).map_or(&[][..], Vec::as_slice);
     sharers.iter().any(|&binary| users.count(binary) > 0)
 }

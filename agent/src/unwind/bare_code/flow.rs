@@ -159,8 +159,9 @@ impl Frame {
 
     fn rule(&self, arch: Arch, wide: &mut WideRules) -> TableRule {
         let (cfa_base, cfa) = match (self.sp, self.fp) {
-            (Some(sp), _) => (BASE_SP, sp),
-            (None, Some(fp)) => (BASE_FP, fp),
+            // What a loop pushes is not known.
+            (_, Some(fp)) => (BASE_FP, fp),
+            (Some(sp), None) => (BASE_SP, sp),
             (None, None) => return TableRule::NONE,
         };
         let narrow = |number: i64| i32::try_from(number).ok();
@@ -192,8 +193,19 @@ impl Frame {
 /// Functions are aligned to so much, where padding is.
 const FUNCTION_ALIGNMENT: u64 = 16;
 
+/// What is known of code beforehand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A compiler's: functions are aligned, and some jump by tables.
+    Compiled,
+    /// Functions one behind the other, without tables of jumps.
+    Stubs,
+    /// One function, which mostly has this frame.
+    Function(Frame),
+}
+
 /// Code that is gone through.
-pub(super) struct Sweep<'a> {
+pub(in crate::unwind) struct Sweep<'a> {
     arch: Arch,
     code: &'a [u8],
     start: u64,
@@ -201,6 +213,7 @@ pub(super) struct Sweep<'a> {
     functions: Vec<u64>,
     /// What is jumped to, or held in a table of jumps, ascending.
     targets: Vec<u64>,
+    kind: Kind,
     /// Whether it ever returns or jumps: zeros decode to instructions, too.
     pub is_code: bool,
 }
@@ -248,7 +261,43 @@ impl<'a> Sweep<'a> {
             start,
             functions,
             targets,
+            kind: Kind::Compiled,
             is_code,
+        }
+    }
+
+    /// Code that was written by hand: functions lie one behind the other, and none jumps by a table.
+    pub fn of_stubs(arch: Arch, code: &'a [u8], start: u64) -> Self {
+        Self {
+            kind: Kind::Stubs,
+            ..Self::new(arch, code, start, &[], |_| &[])
+        }
+    }
+
+    /// One function, entered at these addresses, whose frame is so long once it is made: with the caller's
+    /// frame pointer below the return address.
+    pub fn of_function(
+        arch: Arch,
+        code: &'a [u8],
+        start: u64,
+        entries: &[u64],
+        frame_bytes: i64,
+    ) -> Self {
+        let mut functions = entries.to_vec();
+        functions.sort_unstable();
+        Self {
+            arch,
+            code,
+            start,
+            functions,
+            targets: Vec::new(),
+            kind: Kind::Function(Frame {
+                sp: Some(frame_bytes),
+                fp: None,
+                saved_fp: 16,
+                ra: 8,
+            }),
+            is_code: true,
         }
     }
 
@@ -269,16 +318,22 @@ impl<'a> Sweep<'a> {
             // What pads may also stand before the loop that a call is followed by.
             let is_aligned = was_padding && addr % FUNCTION_ALIGNMENT == 0;
             let may_begin = (is_dead || is_behind_call) && is_aligned && !instruction.is_padding;
-            let begins = may_begin && (instruction.is_prologue() || (!is_dead && !is_target()));
+            let begins = match self.kind {
+                Kind::Compiled => {
+                    may_begin && (instruction.is_prologue() || (!is_dead && !is_target()))
+                }
+                Kind::Stubs => is_dead && instruction.is_prologue(),
+                Kind::Function(_) => false,
+            };
             if begins || self.functions.binary_search(&addr).is_ok() {
                 (frame, body, computed, is_dead) = (entry, entry, None, false);
             } else if is_dead && !instruction.is_padding {
-                frame = match arrived {
-                    Some(arrived) => arrived,
-                    None if is_target() => computed.unwrap_or(body),
-                    None if is_aligned => entry,
-                    None => computed.unwrap_or(entry),
-                };
+                frame = arrived.unwrap_or_else(|| match self.kind {
+                    Kind::Function(frame) => frame,
+                    _ if is_target() => computed.unwrap_or(body),
+                    Kind::Compiled if !is_aligned => computed.unwrap_or(entry),
+                    _ => entry,
+                });
                 is_dead = false;
             }
             found(addr, frame.rule(arch, wide));
@@ -302,7 +357,8 @@ impl<'a> Sweep<'a> {
                     is_dead = true;
                 }
                 Flow::ComputedJump => {
-                    computed = (before != entry).then_some(before);
+                    let has_table = self.kind == Kind::Compiled && before != entry;
+                    computed = has_table.then_some(before);
                     is_dead = true;
                 }
                 Flow::Return | Flow::End => is_dead = true,

@@ -46,11 +46,15 @@ fn store() -> Store {
 fn place(store: &mut Store, part: usize, ids: &[u32], now: u64) -> bool {
     let table = table(SEGMENT_WORDS / part, Vec::new());
     ids.iter()
-        .all(|&id| store.place(BinaryId(id), vec![table.clone()], now))
+        .all(|&id| store.place(file(id), vec![table.clone()], now))
 }
 
-fn ids(ids: &[u32]) -> Vec<BinaryId> {
-    ids.iter().map(|&id| BinaryId(id)).collect()
+fn file(id: u32) -> Owner {
+    Owner::Binary(BinaryId(id))
+}
+
+fn ids(ids: &[u32]) -> Vec<Owner> {
+    ids.iter().map(|&id| file(id)).collect()
 }
 
 #[test]
@@ -59,13 +63,13 @@ fn page_index_counts_from_the_start_of_the_space() {
     store.set_process(7, &[mapping(0)], NOW);
     store.take_updates();
     let tables = vec![table(10, Vec::new()), table(2, Vec::new())];
-    store.place(BinaryId(0), tables, NOW);
+    store.place(file(0), tables, NOW);
     let updates = store.take_updates();
     let [Update::Words(8, first), Update::Words(20, second)] = &updates[..] else {
         panic!("{updates:?}")
     };
     assert_eq!((&first[..2], &second[..2]), (&[10, 20][..], &[22, 24][..]));
-    let placed = store.tables_of(BinaryId(0)).unwrap();
+    let placed = store.tables_of(file(0)).unwrap();
     assert_eq!((placed[0].pages, placed[1].pages), (8, 20));
 }
 
@@ -80,17 +84,17 @@ fn wide_rules_are_shared_until_no_table_refers_to_them() {
         });
         wide.collect::<Vec<_>>()
     };
-    store.place(BinaryId(0), vec![table(4, wide(3..5))], NOW);
+    store.place(file(0), vec![table(4, wide(3..5))], NOW);
     assert_eq!(added(&mut store), [(0, 3), (1, 4)]);
-    store.place(BinaryId(1), vec![table(4, wide(4..5))], NOW);
+    store.place(file(1), vec![table(4, wide(4..5))], NOW);
     assert_eq!(added(&mut store), []);
-    let binary = store.binaries.remove(&BinaryId(0)).unwrap();
+    let binary = store.owners.remove(&file(0)).unwrap();
     store.retire(binary, NOW);
     // A program may still read the table.
-    store.place(BinaryId(2), vec![table(4, wide(5..6))], NOW + RETIRED_NS);
+    store.place(file(2), vec![table(4, wide(5..6))], NOW + RETIRED_NS);
     assert_eq!(added(&mut store), [(2, 5)]);
-    store.place(BinaryId(3), vec![table(4, wide(6..7))], LATER);
-    store.place(BinaryId(4), vec![table(4, wide(4..5))], LATER);
+    store.place(file(3), vec![table(4, wide(6..7))], LATER);
+    store.place(file(4), vec![table(4, wide(4..5))], LATER);
     assert_eq!(added(&mut store), [(0, 6)]);
 }
 
@@ -98,11 +102,11 @@ fn wide_rules_are_shared_until_no_table_refers_to_them() {
 fn rules_that_are_too_many_are_counted() {
     let mut store = store();
     let most = MAX_WIDE_RULES as i32;
-    store.place(BinaryId(0), vec![table(8, wide(0..4))], NOW);
+    store.place(file(0), vec![table(8, wide(0..4))], NOW);
     assert_eq!(store.left_out, 0);
     for id in 0..most / 512 {
         let rules = wide(4 + 512 * id..4 + 512 * (id + 1));
-        store.place(BinaryId(1 + id as u32), vec![table(1024, rules)], NOW);
+        store.place(file(1 + id as u32), vec![table(1024, rules)], NOW);
     }
     assert_eq!(store.left_out, 4);
     let mappings: Vec<_> = (0..MAX_MAPPINGS as u64 + 7)
@@ -136,7 +140,7 @@ fn space_of_evicted_tables_is_used_again_after_a_while() {
     );
     let words = table(SEGMENT_WORDS / 2, Vec::new()).words.len();
     assert_eq!(store.evict(&[words], |_| false, NOW), ids(&[0]));
-    assert!(store.tables_of(BinaryId(0)).is_none());
+    assert!(store.tables_of(file(0)).is_none());
     assert!(store.will_have_room(&[words]));
     assert!(!place(&mut store, 2, &[1], NOW + RETIRED_NS));
     assert!(place(&mut store, 2, &[1], LATER));
@@ -154,7 +158,7 @@ fn least_recently_used_tables_go_first() {
     let mut store = store();
     let words = fill(&mut store);
     for (id, after) in [(0, 7), (1, 2), (2, 4), (3, 3), (4, 1), (5, 5), (6, 6)] {
-        store.touch(BinaryId(id), NOW + after);
+        store.touch(file(id), NOW + after);
     }
     let mut now = NOW + 8;
     for (new, evicted) in [
@@ -179,10 +183,10 @@ fn least_recently_used_tables_go_first() {
 fn mapped_tables_go_last_and_only_when_no_sample_met_them() {
     let mut store = store();
     let words = fill(&mut store);
-    let is_mapped = |id| id != BinaryId(5);
+    let is_mapped = |id| id != file(5);
     let now = NOW + 2 * IDLE_NS;
-    store.touch(BinaryId(5), now);
-    store.touch(BinaryId(0), now - IDLE_NS + 1);
+    store.touch(file(5), now);
+    store.touch(file(0), now - IDLE_NS + 1);
     // All but the first may go, one that is mapped by nobody among them.
     let most = SEGMENT_WORDS - SEGMENT_WORDS / MAPPINGS_SHARE - words;
     assert!(store.could_hold(most, is_mapped, now));

@@ -1,0 +1,384 @@
+//! JVMs, whose compiled code has its tables made of what lies in their memory.
+//!
+//! A thread for each reads that memory: the process may keep a reader waiting for as long as it likes
+//! (userfaultfd(2)), and nobody else shall wait then.
+
+use std::{
+    fs::File,
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::sync::Notify;
+
+use crate::{
+    model::BinaryId,
+    process::{Binaries, Code, Mapping, memory::ProcessMemory},
+    unwind::{
+        hotspot::{CHUNK_BYTES, CodeCache, Exports, chunk_of},
+        table::Table,
+    },
+};
+
+/// What is known of a JVM's code is compared with what is there this often.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// JVMs that are looked into at once, each with a thread.
+const MAX_THREADS: usize = 256;
+/// Requests that wait for one of them.
+const MAX_REQUESTS: usize = 64;
+/// What they found and nobody has taken yet; they wait then.
+const MAX_OUTCOMES: usize = 16;
+
+/// Code that stacks lead to.
+struct Request {
+    number: u64,
+    addrs: Vec<u64>,
+    /// Stretches of code that have no table.
+    without_table: FxHashSet<u64>,
+}
+
+/// What was found out about a JVM.
+pub struct Outcome {
+    /// Its process.
+    pub pid: u32,
+    /// Tables by the start of their stretch; `None` where there is none any more.
+    pub tables: Vec<(u64, Option<Table>)>,
+    life: u64,
+    /// Up to this request, all are answered.
+    answered: u64,
+    /// `None` when it cannot be looked into.
+    heaps: Option<Vec<Range<u64>>>,
+    left_out: u64,
+}
+
+/// What is known of its heaps.
+enum Heaps {
+    /// Nothing yet.
+    Unknown,
+    Known(Vec<Range<u64>>),
+    /// Nor will there be.
+    Hidden,
+}
+
+struct Jvm {
+    /// Tells processes that had the same pid apart.
+    life: u64,
+    library: BinaryId,
+    /// How much higher it lies than its ELF addresses say.
+    bias: u64,
+    requests: Option<SyncSender<Request>>,
+    asked: u64,
+    answered: u64,
+    heaps: Heaps,
+    /// Stretches that have tables.
+    tables: FxHashSet<u64>,
+    left_out: u64,
+}
+
+/// All that run.
+pub struct Jvms {
+    known: FxHashMap<u32, Jvm>,
+    lives: u64,
+    results: SyncSender<Outcome>,
+    outcomes: Receiver<Outcome>,
+    news: Arc<Notify>,
+    /// Code that was left out, of those that are gone too.
+    left_out: u64,
+}
+
+/// What a part of a process's code made at run time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It has a table of its own.
+    Tabled,
+    /// Its code is looked at when a stack leads there.
+    Unseen,
+    /// No code of a JVM.
+    Bare,
+}
+
+impl Jvms {
+    /// None yet. `news` is notified of outcomes.
+    pub fn new(news: Arc<Notify>) -> Self {
+        let (results, outcomes) = sync_channel(MAX_OUTCOMES);
+        Self {
+            known: FxHashMap::default(),
+            lives: 0,
+            results,
+            outcomes,
+            news,
+            left_out: 0,
+        }
+    }
+
+    /// A process has these mappings now. Returns the stretches whose tables are not needed any more.
+    pub fn set_mappings(
+        &mut self,
+        pid: u32,
+        mappings: &[Mapping],
+        binaries: &Binaries,
+    ) -> FxHashSet<u64> {
+        let library = mappings
+            .iter()
+            .find_map(|mapping| library(mapping, binaries));
+        let known = self.known.get(&pid);
+        if library == known.map(|jvm| (jvm.library, jvm.bias)) {
+            return FxHashSet::default();
+        }
+        let before = self.known.remove(&pid);
+        self.left_out += before.as_ref().map_or(0, |jvm| jvm.left_out);
+        if let Some((library, bias)) = library {
+            self.lives += 1;
+            let jvm = Jvm {
+                life: self.lives,
+                library,
+                bias,
+                requests: None,
+                asked: 0,
+                answered: 0,
+                heaps: Heaps::Unknown,
+                tables: FxHashSet::default(),
+                left_out: 0,
+            };
+            self.known.insert(pid, jvm);
+        }
+        before.map(|jvm| jvm.tables).unwrap_or_default()
+    }
+
+    /// Looks at the code at those of these addresses that lie in a JVM's. Returns what to ask
+    /// [`Self::has_answered`] for.
+    pub fn learn(
+        &mut self,
+        pid: u32,
+        addrs: impl Iterator<Item = u64>,
+        mappings: &[Mapping],
+        binaries: &Binaries,
+    ) -> u64 {
+        let threads = self.known.values().filter(|jvm| jvm.requests.is_some());
+        let may_start = threads.count() < MAX_THREADS;
+        let Some(jvm) = self.known.get_mut(&pid) else {
+            return 0;
+        };
+        let mut addrs: Vec<_> = addrs.filter(|&addr| jvm.may_hold(addr, mappings)).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        if addrs.is_empty() || matches!(jvm.heaps, Heaps::Hidden) {
+            return 0;
+        }
+        if jvm.requests.is_none() {
+            let file = binaries.get(jvm.library).file().cloned();
+            let watch = file.filter(|_| may_start).map(|library| Watch {
+                pid,
+                life: jvm.life,
+                library,
+                bias: jvm.bias,
+                results: self.results.clone(),
+                news: self.news.clone(),
+            });
+            jvm.requests = watch.and_then(Watch::start);
+            if jvm.requests.is_none() {
+                jvm.heaps = Heaps::Hidden;
+            }
+        }
+        let chunks = addrs.iter().map(|&addr| chunk_of(addr));
+        let request = Request {
+            number: jvm.asked + 1,
+            without_table: chunks.filter(|chunk| !jvm.tables.contains(chunk)).collect(),
+            addrs,
+        };
+        let sent = jvm
+            .requests
+            .as_ref()
+            .map(|requests| requests.try_send(request));
+        if !matches!(sent, Some(Ok(()))) {
+            self.left_out += 1;
+            return 0;
+        }
+        jvm.asked += 1;
+        jvm.asked
+    }
+
+    /// Whether a request to look at code of a process is answered.
+    pub fn has_answered(&self, pid: u32, request: u64) -> bool {
+        self.known
+            .get(&pid)
+            .is_none_or(|jvm| jvm.answered >= request)
+    }
+
+    /// What has been found out.
+    pub fn take(&mut self) -> Option<Outcome> {
+        while let Ok(mut outcome) = self.outcomes.try_recv() {
+            let jvm = self.known.get_mut(&outcome.pid);
+            let Some(jvm) = jvm.filter(|jvm| jvm.life == outcome.life) else {
+                continue; // It has ended meanwhile.
+            };
+            jvm.answered = outcome.answered;
+            jvm.left_out = outcome.left_out;
+            jvm.heaps = outcome.heaps.take().map_or(Heaps::Hidden, Heaps::Known);
+            return Some(outcome);
+        }
+        None
+    }
+
+    /// A stretch of code has a table, or has none any more.
+    pub fn note_table(&mut self, pid: u32, chunk: u64, is_there: bool) {
+        if let Some(jvm) = self.known.get_mut(&pid) {
+            if is_there {
+                jvm.tables.insert(chunk);
+            } else {
+                jvm.tables.remove(&chunk);
+            }
+        }
+    }
+
+    /// Code that was left out, because there was too much of it.
+    pub fn left_out(&self) -> u64 {
+        self.left_out + self.known.values().map(|jvm| jvm.left_out).sum::<u64>()
+    }
+
+    /// What a mapping without a file of a process is made of, by ascending address.
+    pub fn parts(&self, pid: u32, mapping: &Mapping) -> Vec<(Range<u64>, Part)> {
+        let whole = mapping.start..mapping.end;
+        let Some(jvm) = self.known.get(&pid) else {
+            return vec![(whole, Part::Bare)];
+        };
+        let heaps = match &jvm.heaps {
+            Heaps::Unknown => return vec![(whole, Part::Unseen)],
+            Heaps::Hidden => return vec![(whole, Part::Bare)],
+            Heaps::Known(heaps) => heaps,
+        };
+        let mut parts = Vec::new();
+        let mut start = whole.start;
+        while start < whole.end {
+            let heap = heaps.iter().find(|heap| heap.contains(&start));
+            let (end, part) = match heap {
+                Some(heap) => {
+                    let chunk = chunk_of(start);
+                    let end = heap.end.min(chunk + CHUNK_BYTES);
+                    let is_tabled = jvm.tables.contains(&chunk);
+                    (
+                        end,
+                        if is_tabled {
+                            Part::Tabled
+                        } else {
+                            Part::Unseen
+                        },
+                    )
+                }
+                None => {
+                    let next = heaps.iter().map(|heap| heap.start);
+                    let next = next.filter(|&next| next > start).min();
+                    (next.unwrap_or(whole.end), Part::Bare)
+                }
+            };
+            parts.push((start..end.min(whole.end), part));
+            start = end;
+        }
+        parts
+    }
+}
+
+impl Jvm {
+    /// Whether code of this JVM may lie at an address.
+    fn may_hold(&self, addr: u64, mappings: &[Mapping]) -> bool {
+        if let Heaps::Known(heaps) = &self.heaps
+            && heaps.iter().any(|heap| heap.contains(&addr))
+        {
+            return true;
+        }
+        let after = mappings.partition_point(|mapping| mapping.start <= addr);
+        let mapping = after.checked_sub(1).and_then(|at| mappings.get(at));
+        mapping.is_some_and(|mapping| addr < mapping.end && mapping.code == Code::Anonymous)
+    }
+}
+
+/// The JVM's library, if this is a mapping of it, and its bias.
+fn library(mapping: &Mapping, binaries: &Binaries) -> Option<(BinaryId, u64)> {
+    let Code::File(binary) = mapping.code else {
+        return None;
+    };
+    let known = binaries.get(binary);
+    if !known.path.ends_with("/libjvm.so") {
+        return None;
+    }
+    let len = mapping.end - mapping.start;
+    let addr = known.facts.addr_of_mapping(mapping.file_offset, len)?;
+    Some((binary, mapping.start.wrapping_sub(addr)))
+}
+
+/// The thread that looks into a JVM.
+struct Watch {
+    pid: u32,
+    life: u64,
+    library: Arc<File>,
+    bias: u64,
+    results: SyncSender<Outcome>,
+    news: Arc<Notify>,
+}
+
+impl Watch {
+    /// Starts it; it ends when nobody can ask any more.
+    fn start(self) -> Option<SyncSender<Request>> {
+        let (asks, requests) = sync_channel(MAX_REQUESTS);
+        let thread = thread::Builder::new().name("hotspan-jvm".into());
+        let started = thread.spawn(move || self.run(&requests));
+        started.ok().map(|_| asks)
+    }
+
+    fn run(self, requests: &Receiver<Request>) {
+        let pid = self.pid;
+        let exports = Exports::find(&self.library);
+        let code =
+            exports.and_then(|exports| CodeCache::open(&exports, self.bias, ProcessMemory(pid)));
+        let Some(mut code) = code else {
+            tracing::debug!(pid, "a JVM cannot be looked into");
+            self.tell(0, None);
+            return;
+        };
+        let (mut answered, mut compared) = (0, Instant::now());
+        loop {
+            match requests.recv_timeout(COMPARE_EVERY) {
+                Ok(request) => {
+                    let has_table = |chunk| !request.without_table.contains(&chunk);
+                    code.learn(&request.addrs, has_table);
+                    answered = request.number;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if compared.elapsed() >= COMPARE_EVERY {
+                code.compare();
+                compared = Instant::now();
+            }
+            if !self.tell(answered, Some(&mut code)) {
+                return;
+            }
+        }
+    }
+
+    /// Hands on what is known; false when nobody waits any more.
+    fn tell(&self, answered: u64, code: Option<&mut CodeCache<ProcessMemory>>) -> bool {
+        let mut outcome = Outcome {
+            pid: self.pid,
+            tables: Vec::new(),
+            life: self.life,
+            answered,
+            heaps: None,
+            left_out: 0,
+        };
+        if let Some(code) = code {
+            outcome.tables = code.take_tables();
+            outcome.heaps = Some(code.heaps().collect());
+            outcome.left_out = code.left_out;
+        }
+        let is_sent = self.results.send(outcome).is_ok();
+        self.news.notify_one();
+        is_sent
+    }
+}
