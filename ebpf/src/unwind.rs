@@ -208,6 +208,7 @@ impl Unwinder {
         process: ProcessTable {
             mappings: 0,
             count: 0,
+            is_changing: 0,
         },
         mapping: NOWHERE,
         other: NOWHERE,
@@ -300,7 +301,7 @@ impl Unwinder {
             return false;
         };
         self.search.low.set(0);
-        self.search.high.set(self.process.count);
+        self.search.high.set(self.process.count.into());
         let mut steps = opaque(MAPPING_SEARCH_STEPS);
         while steps != 0 {
             let (low, high) = (self.search.low.get(), self.search.high.get());

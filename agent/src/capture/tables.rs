@@ -111,9 +111,7 @@ impl TableMaps {
 
     /// Says where the mappings of a process are.
     pub fn set_process(&mut self, pid: u32, table: ProcessTable) -> Result<()> {
-        Ok(self
-            .processes
-            .insert(pid, [table.mappings, table.count], 0)?)
+        Ok(self.processes.insert(pid, table.to_words(), 0)?)
     }
 
     /// Forgets a process. The kernel side may have done so already.

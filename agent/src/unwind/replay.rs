@@ -50,7 +50,8 @@ pub(super) fn walk(
     let mut unwinder = Unwinder::EMPTY;
     let process = ProcessTable {
         mappings: MAPPINGS_AT,
-        count: mappings.len() as u32,
+        count: mappings.len() as u16,
+        is_changing: 0,
     };
     unwinder.enter(process);
     unwinder.start(registers);

@@ -241,8 +241,15 @@ impl Store {
         }
     }
 
-    /// Sets the mappings of a process, by ascending address; false when they find no room.
-    pub fn set_process(&mut self, pid: u32, mappings: &[Mapping], now_mono_ns: u64) -> bool {
+    /// Sets the mappings of a process, by ascending address; false when they find no room. Some may be for
+    /// code that changes.
+    pub fn set_process(
+        &mut self,
+        pid: u32,
+        mappings: &[Mapping],
+        is_changing: bool,
+        now_mono_ns: u64,
+    ) -> bool {
         let is_new = !self.processes.contains_key(&pid);
         let kept = &mappings[..mappings.len().min(MAX_MAPPINGS)];
         self.left_out += (mappings.len() - kept.len()) as u64;
@@ -261,7 +268,8 @@ impl Store {
         self.updates.push(Update::Words(range.start, words));
         let table = ProcessTable {
             mappings: range.start,
-            count: kept.len() as u32,
+            count: kept.len() as u16,
+            is_changing: is_changing.into(),
         };
         self.updates.push(Update::Process(pid, table));
         if let Some(old) = self.processes.insert(pid, range) {

@@ -326,6 +326,20 @@ pub struct ProcessTable {
     /// Index of the first word of its mappings.
     pub mappings: u32,
     /// How many there are.
-    pub count: u32,
+    pub count: u16,
+    /// 1 when some of its tables are for code that it makes, and may be for code that is there no more.
+    pub is_changing: u16,
 }
+const _: () = assert!(MAX_MAPPINGS <= u16::MAX as usize);
 const _: () = assert!(size_of::<ProcessTable>() == 8);
+
+impl ProcessTable {
+    /// The words.
+    #[must_use]
+    pub const fn to_words(self) -> [u32; 2] {
+        [
+            self.mappings,
+            self.count as u32 | (self.is_changing as u32) << 16,
+        ]
+    }
+}

@@ -75,12 +75,14 @@ pub fn walk(slot: Slot, registers: Registers) -> StopReason {
     unsafe { review(&mut *scratch, registers, stop) }
 }
 
-/// Looks a stack over that was walked: one that is not there any more is none, and one that led to code
-/// whose table is not there yet is sent along.
+/// Looks a stack over that was walked: one that is not there any more is none. One that led to code whose
+/// table is not there yet is sent along, and one that was cut where tables may be out of date.
 #[inline(always)]
 fn review(scratch: &mut Scratch, registers: Registers, stop: StopReason) -> StopReason {
-    let is_lost = scratch.unwinder.doubt == LOST;
-    if !is_lost && stop as u32 != StopReason::StackReadFailed as u32 {
+    let is_whole = stop as u32 == StopReason::Root as u32;
+    let may_be_outdated = !is_whole && scratch.unwinder.process.is_changing != 0;
+    let is_wanted = scratch.unwinder.doubt == LOST || may_be_outdated;
+    if !is_wanted && stop as u32 != StopReason::StackReadFailed as u32 {
         return stop;
     }
     let sample = &mut scratch.record.sample;
@@ -88,7 +90,7 @@ fn review(scratch: &mut Scratch, registers: Registers, stop: StopReason) -> Stop
         sample.user_frames = 0;
         return StopReason::NoUserStack;
     }
-    if is_lost {
+    if is_wanted {
         send_snapshot(scratch, registers);
     }
     stop

@@ -105,6 +105,7 @@ fn tables(rows: &[(u64, Rule)]) -> (HostTables, ProcessTable) {
         ProcessTable {
             mappings: 0,
             count: 1,
+            is_changing: 0,
         },
     )
 }

@@ -204,6 +204,12 @@ impl Jvms {
         jvm.asked
     }
 
+    /// Whether a process is a JVM that can be looked into.
+    pub fn has(&self, pid: u32) -> bool {
+        let jvm = self.known.get(&pid);
+        jvm.is_some_and(|jvm| matches!(jvm.heaps, Heaps::Known(_)))
+    }
+
     /// Whether a request to look at code of a process is answered.
     pub fn has_answered(&self, pid: u32, request: u64) -> bool {
         self.known

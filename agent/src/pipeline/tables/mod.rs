@@ -623,9 +623,12 @@ impl TableLoader {
     ) -> bool {
         let mappings = processes.mappings(pid).unwrap_or_default();
         let mappings = self.parts(pid, mappings, binaries).parts;
+        let is_changing = self.jvms.has(pid);
         let words = mappings.len() * MAPPING_WORDS as usize;
         match self.make_room(&[words], false, binaries, maps, stale, now_mono_ns) {
-            Room::Now => self.store.set_process(pid, &mappings, now_mono_ns),
+            Room::Now => self
+                .store
+                .set_process(pid, &mappings, is_changing, now_mono_ns),
             Room::Soon | Room::None => {
                 // What was there may be wrong by now, and without it frame pointers are followed.
                 self.store.forget_process(pid, now_mono_ns);

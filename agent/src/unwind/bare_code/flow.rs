@@ -68,6 +68,12 @@ impl Instruction {
     fn is_prologue(&self) -> bool {
         self.is_entry || self.effect.moves_before < 0 || self.effect.moves_after < 0
     }
+
+    /// Whether it makes a frame record of two words, with what the call has pushed.
+    fn pushes_fp(&self, arch: Arch) -> bool {
+        let pushed = arch.facts().call_pushes;
+        self.effect.moves_before == pushed - 16 && self.effect.stores_fp == Some(0)
+    }
 }
 
 impl Flow {
@@ -108,6 +114,14 @@ struct Frame {
 }
 
 impl Frame {
+    /// The frame pointer has just been set, to a record of the caller's and the return address.
+    const WITH_RECORD: Self = Self {
+        sp: Some(16),
+        fp: Some(16),
+        saved_fp: 16,
+        ra: 8,
+    };
+
     /// Where a function begins.
     fn at_entry(arch: Arch) -> Self {
         let pushed = arch.facts().call_pushes;
@@ -294,8 +308,7 @@ impl<'a> Sweep<'a> {
             kind: Kind::Function(Frame {
                 sp: Some(frame_bytes),
                 fp: None,
-                saved_fp: 16,
-                ra: 8,
+                ..Frame::WITH_RECORD
             }),
             is_code: true,
         }
@@ -306,15 +319,15 @@ impl<'a> Sweep<'a> {
         let arch = self.arch;
         let entry = Frame::at_entry(arch);
         let mut frame = entry;
-        // Nothing leads on to what comes; and nothing does so for sure.
-        let (mut is_dead, mut is_behind_call) = (true, false);
+        // Nothing leads on to what comes; nothing does so for sure; and nothing led to where we are.
+        let (mut is_dead, mut is_behind_call, mut is_guess) = (true, false, false);
         // The frames before the last way that did not end, and at the last computed jump.
         let (mut body, mut computed) = (entry, None);
-        let mut arriving: FxHashMap<u64, Frame> = FxHashMap::default();
-        let mut was_padding = false;
+        let mut arriving = Arriving::default();
+        let (mut was_padding, mut was_push) = (false, false);
         for (addr, instruction) in instructions(arch, self.code, self.start) {
             let is_target = || self.targets.binary_search(&addr).is_ok();
-            let arrived = arriving.remove(&addr);
+            let arrived = arriving.take(addr);
             // What pads may also stand before the loop that a call is followed by.
             let is_aligned = was_padding && addr % FUNCTION_ALIGNMENT == 0;
             let may_begin = (is_dead || is_behind_call) && is_aligned && !instruction.is_padding;
@@ -322,19 +335,23 @@ impl<'a> Sweep<'a> {
                 Kind::Compiled => {
                     may_begin && (instruction.is_prologue() || (!is_dead && !is_target()))
                 }
-                Kind::Stubs => is_dead && instruction.is_prologue(),
-                Kind::Function(_) => false,
+                _ => is_dead && arrived.is_none() && instruction.pushes_fp(arch),
             };
             if begins || self.functions.binary_search(&addr).is_ok() {
-                (frame, body, computed, is_dead) = (entry, entry, None, false);
+                (frame, body, computed) = (entry, entry, None);
+                (is_dead, is_guess) = (false, false);
+            } else if (is_dead || is_guess)
+                && let Some(arrived) = arrived
+            {
+                (frame, is_dead, is_guess) = (arrived, false, false);
             } else if is_dead && !instruction.is_padding {
-                frame = arrived.unwrap_or_else(|| match self.kind {
+                frame = match self.kind {
                     Kind::Function(frame) => frame,
                     _ if is_target() => computed.unwrap_or(body),
                     Kind::Compiled if !is_aligned => computed.unwrap_or(entry),
                     _ => entry,
-                });
-                is_dead = false;
+                };
+                (is_dead, is_guess) = (false, true);
             }
             found(addr, frame.rule(arch, wide));
             was_padding = instruction.is_padding;
@@ -343,17 +360,22 @@ impl<'a> Sweep<'a> {
             }
             let before = frame;
             frame.apply(&instruction.effect);
+            let makes_record = was_push && instruction.effect.fp_from_sp == Some(0);
+            if makes_record && is_guess && matches!(self.kind, Kind::Function(_)) {
+                (frame, is_guess) = (Frame::WITH_RECORD, false);
+            }
+            was_push = instruction.pushes_fp(arch);
             is_behind_call = false;
             match instruction.flow {
                 Flow::Next => {}
                 Flow::Call(_) => (body, is_behind_call) = (before, true),
                 Flow::Branch(target) => {
                     body = frame;
-                    arriving.entry(target).or_insert(frame);
+                    arriving.push(target, frame, is_guess);
                 }
                 Flow::Jump(target) => {
                     body = frame;
-                    arriving.entry(target).or_insert(frame);
+                    arriving.push(target, frame, is_guess);
                     is_dead = true;
                 }
                 Flow::ComputedJump => {
@@ -378,6 +400,25 @@ impl<'a> Sweep<'a> {
             .find(|(_, instruction)| instruction.flow.is_way_out() || instruction.flow == Flow::End)
             .map_or(max, |(addr, instruction)| addr + instruction.bytes as u64);
         max.min(next).min(left)
+    }
+}
+
+/// Frames where jumps forward lead to, by address.
+#[derive(Default)]
+struct Arriving(FxHashMap<u64, (Frame, bool)>);
+
+impl Arriving {
+    /// A jump leads there with this frame. The first one counts that is no guess.
+    fn push(&mut self, target: u64, frame: Frame, is_guess: bool) {
+        let known = self.0.entry(target).or_insert((frame, is_guess));
+        if known.1 && !is_guess {
+            *known = (frame, false);
+        }
+    }
+
+    /// The frame with which an address is reached for sure, or else the guess.
+    fn take(&mut self, addr: u64) -> Option<Frame> {
+        self.0.remove(&addr).map(|(frame, _)| frame)
     }
 }
 

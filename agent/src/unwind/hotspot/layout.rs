@@ -11,6 +11,9 @@ const MAX_HEAPS: u64 = 8;
 /// Bytes of the header of a block and of what lies in it: there are some three hundred.
 const MAX_HEADER_BYTES: usize = 1024;
 
+/// `nmethod::not_installed`, which is -1 in a byte.
+const NOT_INSTALLED: u64 = 0xff;
+
 /// The types that hold those fields.
 const TYPES: [&str; 10] = [
     "CodeCache",
@@ -67,6 +70,7 @@ struct BlockLayout {
     code_end: Place,
     osr_entry: Field,
     compile_id: Field,
+    state: Field,
 }
 
 /// A heap of code: segments of a power of two of bytes, and a byte for each.
@@ -95,6 +99,8 @@ pub struct Blob {
     pub osr_entry: u64,
     /// A number that no two compiled methods share.
     pub compile_id: u64,
+    /// Whether a compiled method is complete.
+    pub is_installed: bool,
 }
 
 impl Layout {
@@ -134,6 +140,7 @@ impl Layout {
             code_end: place("_code_end", "_data_offset")?,
             osr_entry: all.field("nmethod", "_osr_entry_point")?,
             compile_id: all.field("nmethod", "_compile_id")?,
+            state: all.field("nmethod", "_state")?,
         };
         (block.len()? <= MAX_HEADER_BYTES).then_some(())?;
         Some(Self {
@@ -170,13 +177,8 @@ impl Layout {
         (heap.start < heap.end && (4..=20).contains(&heap.log2)).then_some(heap)
     }
 
-    /// The length of the block at an address, and what it holds if it is in use.
-    pub fn block(
-        &self,
-        heap: &Heap,
-        at: u64,
-        memory: &impl ReadBytes,
-    ) -> Option<(u64, Option<Blob>)> {
+    /// The end of the block at an address, and what it holds; `None` when it is not in use.
+    pub fn block(&self, heap: &Heap, at: u64, memory: &impl ReadBytes) -> Option<(u64, Blob)> {
         let layout = &self.block;
         let mut bytes = [0; MAX_HEADER_BYTES];
         let wanted = (layout.len()? as u64).min(heap.end.checked_sub(at)?) as usize;
@@ -184,16 +186,13 @@ impl Layout {
         let bytes = &bytes[..read];
         let segments = layout.length.read(bytes)?;
         let len = segments.checked_mul(1 << heap.log2)?;
-        if len == 0 || len > heap.end - at {
+        if len == 0 || len > heap.end - at || layout.used.read(bytes)? == 0 {
             return None;
-        }
-        if layout.used.read(bytes)? == 0 {
-            return Some((len, None));
         }
         let blob_at = at + layout.header_bytes as u64;
         let blob = layout.blob(bytes.get(layout.header_bytes..)?, blob_at)?;
         let is_inside = blob_at <= blob.code.start && blob.code.end <= at + len;
-        Some((len, is_inside.then_some(blob)))
+        is_inside.then_some((at + len, blob))
     }
 }
 
@@ -218,6 +217,7 @@ impl BlockLayout {
             in_place(self.code_end),
             self.osr_entry.end(),
             self.compile_id.end(),
+            self.state.end(),
         ];
         let in_header = self.length.end().max(self.used.end());
         let in_blob = ends.into_iter().max()?.checked_add(self.header_bytes)?;
@@ -237,6 +237,10 @@ impl BlockLayout {
             // Short blobs of other kinds end before these.
             osr_entry: self.osr_entry.read(bytes).unwrap_or(0),
             compile_id: self.compile_id.read(bytes).unwrap_or(0),
+            is_installed: self
+                .state
+                .read(bytes)
+                .is_some_and(|state| state != NOT_INSTALLED),
         })
     }
 }

@@ -15,11 +15,12 @@ mod vm_structs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
     ops::Range,
 };
 
 use hotspan_abi::unwind::{BASE_FP, FP_AT_FP, MAX_TABLE_WORDS, RA_AT_FP, Rule, WideRule};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHasher};
 
 use super::{
     Arch, Rows, TableRule,
@@ -90,8 +91,10 @@ impl Kind {
 struct Block {
     /// One past its last address.
     end: u64,
-    /// What it holds; nothing when it was free.
-    blob: Option<Blob>,
+    /// What it holds.
+    blob: Blob,
+    /// Hash of its code, unless that is a method's, which stays as it is: stubs are added one by one.
+    content: Option<u64>,
     /// Rules up to the end of its code.
     rows: Rows,
 }
@@ -133,7 +136,7 @@ impl<M: ReadBytes> CodeCache<M> {
         self.heaps.iter().map(|heap| heap.start..heap.end)
     }
 
-    /// Looks at the code at these addresses, as far as it is not known; `has_table` tells of which
+    /// Looks at the code at these addresses, whether it is new or what it was; `has_table` tells of which
     /// stretches there are tables.
     pub fn learn(&mut self, addrs: &[u64], has_table: impl Fn(u64) -> bool) {
         let is_outside = |&addr: &u64| self.heap_of(addr).is_none();
@@ -145,6 +148,11 @@ impl<M: ReadBytes> CodeCache<M> {
             let Some(heap) = self.heap_of(addr).copied() else {
                 continue;
             };
+            if let Some((start, block)) = self.block_at(addr)
+                && !self.is_same(start, block)
+            {
+                self.forget(start);
+            }
             if self.block_at(addr).is_none() {
                 self.look_at(&heap, addr, &mut left);
             }
@@ -158,17 +166,12 @@ impl<M: ReadBytes> CodeCache<M> {
     /// Compares what is known with what is there, and forgets what has changed.
     pub fn compare(&mut self) {
         self.heaps = self.layout.heaps(&self.memory);
-        let is_stale = |(&start, block): (&u64, &Block)| {
-            let now = self
-                .heap_of(start)
-                .and_then(|heap| self.read_block(heap, start));
-            let is_same = now.is_some_and(|(end, blob)| {
-                // Nothing is told of the end of what was free.
-                blob == block.blob && (blob.is_none() || end == block.end)
-            });
-            (!is_same).then_some(start)
+        let is_stale = |(start, block): &(&u64, &Block)| {
+            let has_changed = |content| self.content(&block.blob.code) != Some(content);
+            !self.is_same(**start, block) || block.content.is_some_and(has_changed)
         };
-        let stale: Vec<_> = self.blocks.iter().filter_map(is_stale).collect();
+        let stale = self.blocks.iter().filter(is_stale);
+        let stale: Vec<_> = stale.map(|(&start, _)| start).collect();
         for start in stale {
             self.forget(start);
         }
@@ -181,7 +184,7 @@ impl<M: ReadBytes> CodeCache<M> {
         let made = changed.into_iter().map(|chunk| (chunk, self.table(chunk)));
         let made: Vec<_> = made.collect();
         let is_lost = |(chunk, table): &&(u64, Option<Table>)| {
-            table.is_none() && self.blocks_in(*chunk).next().is_some()
+            table.is_none() && self.blocks_in(stretch(*chunk)).next().is_some()
         };
         self.left_out += made.iter().filter(is_lost).count() as u64;
         made
@@ -192,23 +195,24 @@ impl<M: ReadBytes> CodeCache<M> {
         self.heaps.iter().find(holds)
     }
 
-    fn block_at(&self, addr: u64) -> Option<&Block> {
-        let (_, block) = self.blocks.range(..=addr).next_back()?;
-        (addr < block.end).then_some(block)
+    fn block_at(&self, addr: u64) -> Option<(u64, &Block)> {
+        let (&start, block) = self.blocks.range(..=addr).next_back()?;
+        (addr < block.end).then_some((start, block))
     }
 
-    fn blocks_in(&self, chunk: u64) -> impl Iterator<Item = (u64, &Block)> {
-        let before = self.blocks.range(..chunk).next_back();
-        let inside = self.blocks.range(chunk..chunk.saturating_add(CHUNK_BYTES));
-        let all = before.into_iter().chain(inside);
+    /// Whether a block is what it was, as far as its header tells.
+    fn is_same(&self, start: u64, block: &Block) -> bool {
+        let heap = self.heap_of(start);
+        let now = heap.and_then(|heap| self.layout.block(heap, start, &self.memory));
+        now.is_some_and(|(end, blob)| end == block.end && blob == block.blob)
+    }
+
+    /// The blocks that lie in a range, at least in part.
+    fn blocks_in(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Block)> {
+        let before = self.blocks.range(..range.start).next_back();
+        let all = before.into_iter().chain(self.blocks.range(range.clone()));
         all.map(|(&start, block)| (start, block))
-            .filter(move |(_, block)| chunk < block.end)
-    }
-
-    /// The end of a block that begins at an address, and what it holds.
-    fn read_block(&self, heap: &Heap, start: u64) -> Option<(u64, Option<Blob>)> {
-        let (len, blob) = self.layout.block(heap, start, &self.memory)?;
-        Some((start + len, blob))
+            .filter(move |(_, block)| range.start < block.end)
     }
 
     /// Where the block begins that an address is in, by the bytes of its segments: each says how far it is
@@ -227,54 +231,43 @@ impl<M: ReadBytes> CodeCache<M> {
         None
     }
 
-    /// Takes in the block that an address is in.
+    /// Takes in the block that an address is in, if it is in use.
     fn look_at(&mut self, heap: &Heap, addr: u64, left: &mut u64) {
-        if self.blocks.len() >= MAX_BLOCKS || self.row_count >= MAX_ROWS {
+        let block = |start| self.layout.block(heap, start, &self.memory);
+        let start = self.find_start(heap, addr);
+        let Some((start, (end, blob))) = start.and_then(|start| Some((start, block(start)?)))
+        else {
+            return;
+        };
+        let len = blob.code.end - blob.code.start;
+        let is_full = self.blocks.len() >= MAX_BLOCKS || self.row_count >= MAX_ROWS;
+        if is_full || len > *left {
             self.left_out += 1;
             return;
         }
-        let start = self.find_start(heap, addr);
-        let read = start.and_then(|start| self.read_block(heap, start));
-        let (start, block) = match start.zip(read) {
-            Some((start, (end, Some(blob)))) if addr < end => {
-                let len = blob.code.end - blob.code.start;
-                if len > *left {
-                    self.left_out += 1;
-                    return; // A later stack brings it again.
-                }
-                *left -= len;
-                let kind = self.kind(blob.name);
-                let rows = self.rows(kind, &blob);
-                let blob = Some(blob);
-                (start, Block { end, blob, rows })
-            }
-            // It is free, or about to be used: known as that for a while.
-            _ => {
-                let segment = 1 << heap.log2;
-                let start = heap.start + (addr - heap.start) / segment * segment;
-                let block = Block {
-                    end: start + segment,
-                    blob: None,
-                    rows: Rows {
-                        rows: vec![(start, TableRule::Short(Rule::FRAME_POINTER))],
-                        wide: Vec::new(),
-                    },
-                };
-                (start, block)
-            }
+        *left -= len;
+        let kind = self.kind(blob.name);
+        if kind == Kind::Method && !blob.is_installed {
+            return; // Its instructions are still being written.
+        }
+        let content = match kind {
+            Kind::Method => None,
+            _ => self.content(&blob.code),
         };
-        let covered = self.blocks.range(start..block.end);
-        let covered: Vec<_> = covered.map(|(&start, _)| start).collect();
-        let around = self.blocks.range(..start).next_back();
-        let around = around.filter(|(_, before)| start < before.end);
-        let around = around.map(|(&start, _)| start);
-        covered
-            .into_iter()
-            .chain(around)
-            .for_each(|old| self.forget(old));
-        self.row_count += block.rows.rows.len();
-        self.note_changed(start, block.end);
-        self.blocks.insert(start, block);
+        let covered: Vec<_> = self.blocks_in(start..end).map(|(old, _)| old).collect();
+        covered.into_iter().for_each(|old| self.forget(old));
+        let rows = self.rows(kind, &blob);
+        self.row_count += rows.rows.len();
+        self.note_changed(start, end);
+        self.blocks.insert(
+            start,
+            Block {
+                end,
+                blob,
+                content,
+                rows,
+            },
+        );
     }
 
     fn kind(&mut self, name: u64) -> Kind {
@@ -304,15 +297,15 @@ impl<M: ReadBytes> CodeCache<M> {
         let mut wide = WideRules::default();
         let interpreted = wide.rule(INTERPRETED).unwrap_or(TableRule::NONE);
         let mut rows = vec![(code.start, TableRule::Short(Rule::FRAME_POINTER))];
-        let len = (code.end - code.start).min(MAX_CODE_BYTES);
         if kind == Kind::Interpreter {
             rows = vec![(code.start, interpreted)];
-        } else if let Some(bytes) = self.read_code(code.start, len) {
+        } else if let Some(bytes) = self.read_code(code) {
             let arch = Arch::NATIVE;
             let sweep = match i64::try_from(blob.frame_words) {
                 Ok(words @ 1..=MAX_FRAME_WORDS) => {
                     let entries = [code.start, blob.osr_entry];
-                    Sweep::of_function(arch, &bytes, code.start, &entries, words * 8)
+                    let entries = &entries[..1 + usize::from(kind == Kind::Method)];
+                    Sweep::of_function(arch, &bytes, code.start, entries, words * 8)
                 }
                 _ => Sweep::of_stubs(arch, &bytes, code.start),
             };
@@ -340,9 +333,17 @@ impl<M: ReadBytes> CodeCache<M> {
         }
     }
 
-    fn read_code(&self, start: u64, len: u64) -> Option<Vec<u8>> {
+    /// Instructions, as many as are gone through.
+    fn read_code(&self, code: &Range<u64>) -> Option<Vec<u8>> {
+        let len = (code.end - code.start).min(MAX_CODE_BYTES);
         let mut bytes = vec![0; len as usize];
-        (self.memory.read_bytes(start, &mut bytes) == bytes.len()).then_some(bytes)
+        (self.memory.read_bytes(code.start, &mut bytes) == bytes.len()).then_some(bytes)
+    }
+
+    fn content(&self, code: &Range<u64>) -> Option<u64> {
+        let mut hasher = FxHasher::default();
+        hasher.write(&self.read_code(code)?);
+        Some(hasher.finish())
     }
 
     /// The table for a stretch; `None` when nothing is known there, or it is too long.
@@ -350,7 +351,7 @@ impl<M: ReadBytes> CodeCache<M> {
         let mut wide = WideRules::default();
         let mut rows: Vec<(u64, TableRule)> = Vec::new();
         let unseen = TableRule::Short(Rule::UNSEEN);
-        let end = chunk.checked_add(CHUNK_BYTES)?;
+        let end = stretch(chunk).end;
         let mut push = |addr: u64, rule| {
             let addr = addr.max(chunk);
             if addr < end {
@@ -360,7 +361,7 @@ impl<M: ReadBytes> CodeCache<M> {
         };
         push(chunk, unseen);
         let mut is_known = false;
-        for (start, block) in self.blocks_in(chunk) {
+        for (start, block) in self.blocks_in(chunk..end) {
             is_known = true;
             push(start, TableRule::NONE);
             for &(addr, rule) in &block.rows.rows {
@@ -386,6 +387,11 @@ impl<M: ReadBytes> CodeCache<M> {
 
 /// Words of a frame that is believed: 1 MiB.
 const MAX_FRAME_WORDS: i64 = 128 << 10;
+
+/// A stretch of code that shares a table.
+fn stretch(chunk: u64) -> Range<u64> {
+    chunk..chunk.saturating_add(CHUNK_BYTES)
+}
 
 /// The start of the stretch that an address lies in.
 #[must_use]

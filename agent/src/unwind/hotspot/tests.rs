@@ -25,10 +25,11 @@ fn live() {
         .collect();
     c.learn(&addrs, |_| false);
     for a in &addrs {
-        let b = c.block_at(*a);
+        let b = c.block_at(*a).map(|b| b.1);
         eprintln!("{a:x} {:?}", b.map(|b| (&b.blob, b.end)));
         if let Some(b) = b {
-            if let Some(blob) = &b.blob {
+            {
+                let blob = &b.blob;
                 eprintln!(
                     "{}",
                     String::from_utf8_lossy(&vm_structs::read_name(&c.memory, blob.name).unwrap())

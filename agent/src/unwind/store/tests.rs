@@ -60,7 +60,7 @@ fn ids(ids: &[u32]) -> Vec<Owner> {
 #[test]
 fn page_index_counts_from_the_start_of_the_space() {
     let mut store = store();
-    store.set_process(7, &[mapping(0)], NOW);
+    store.set_process(7, &[mapping(0)], false, NOW);
     store.take_updates();
     let tables = vec![table(10, Vec::new()), table(2, Vec::new())];
     store.place(file(0), tables, NOW);
@@ -112,7 +112,7 @@ fn rules_that_are_too_many_are_counted() {
     let mappings: Vec<_> = (0..MAX_MAPPINGS as u64 + 7)
         .map(|at| mapping(at << 12))
         .collect();
-    store.set_process(7, &mappings, NOW);
+    store.set_process(7, &mappings, false, NOW);
     assert_eq!(store.left_out, 4 + 7);
 }
 
@@ -122,7 +122,7 @@ fn space_of_ended_processes_is_used_again_after_a_while() {
     for round in 0..20_000_u64 {
         let now = round * RETIRED_NS / 100;
         let pid = round as u32;
-        assert!(store.set_process(pid, &[mapping(0), mapping(0x4000)], now));
+        assert!(store.set_process(pid, &[mapping(0), mapping(0x4000)], false, now));
         store.forget_process(pid, now);
     }
     store.release_retired(u64::MAX);
