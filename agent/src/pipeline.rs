@@ -451,7 +451,7 @@ impl Recording {
             let addrs = stack.words.iter().copied().chain([stack.registers.ip]);
             let request = self
                 .tables
-                .learn(header.pid, addrs, mappings.as_slice(), &self.binaries);
+                .want_code(header.pid, addrs, mappings.as_slice());
             return self.early.push(sample, process, mappings, stack, request);
         }
         let Self {

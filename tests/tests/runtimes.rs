@@ -1,7 +1,6 @@
 //! Languages with a run time of their own: stacks go from the thread's first function to the leaf,
 //! and each is one that the program can have.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -311,17 +310,79 @@ fn java_that_keeps_frame_pointers() -> Result<()> {
     check_java(&["-XX:+PreserveFramePointer"])
 }
 
-/// Compiled code uses the frame pointer for something else. A stack through it begins where it must,
-/// or says that it is cut.
+/// Compiled code uses the frame pointer for something else: what the JVM knows of it serves.
 #[test]
 fn java_as_it_comes() -> Result<()> {
-    check_rooted(&java(&[])?, &["__clone3", "_start", "[no unwind table]"])
+    check_java(&[])
 }
 
-/// A program of 300 MB, most of which has no unwind information.
 #[test]
-fn chromium() -> Result<()> {
-    let _: &OsStr = OsStr::new("");
+fn java_by_its_first_compiler_alone() -> Result<()> {
+    check_java(&["-XX:TieredStopAtLevel=1"])
+}
+
+#[test]
+fn java_with_all_code_in_one_heap() -> Result<()> {
+    check_java(&["-XX:-SegmentedCodeCache"])
+}
+
+/// From `run` to the leaf, as a perf map names them, behind what the interpreter and native code have of
+/// `main`.
+const COMPILED: [&str; 8] = [
+    "long Chain.run(Chain$Step[], long)",
+    "long Chain.first(Chain$Step, long)",
+    "long Chain$….turn(long)",
+    "long Chain.third(int[], long)",
+    "double Chain.fourth(double, float, long)",
+    "long Chain.fifth(long, long, long, long, long, long, long, long)",
+    "long Chain.sixth(long)",
+    "long Chain.leaf(long)",
+];
+
+#[test]
+fn chain_of_compiled_java() -> Result<()> {
+    let mut java = on_one_cpu();
+    java.args(["java", "-XX:CompileCommand=quiet"])
+        .arg("-XX:CompileCommand=dontinline,Chain*::*")
+        .arg(script("java/Chain.java"));
+    let workload = Workload::start_command(&mut java)?;
+    let pid = workload.pid().to_string();
+    let asked = Command::new("jcmd")
+        .args([&pid, "Compiler.perfmap"])
+        .output()
+        .context("jcmd, which Debian's default-jdk-headless brings, does not start")?;
+    ensure!(asked.status.success(), "{asked:?}");
+    let recorded = Recorded::of(&workload, OPTIONS, WORK);
+    std::fs::remove_file(format!("/tmp/perf-{pid}.map"))?;
+    let stacks = recorded?.stacks;
+    workload.stop()?;
+    check_rooted(&stacks, &["__clone3", "_start"])?;
+    let [.., leaf] = COMPILED;
+    let is_user = |it: &&String| !it.ends_with("_[k]");
+    let is_whole = |stack: &[String]| {
+        let user: Vec<_> = stack.iter().filter(is_user).collect();
+        let compiled = user.len().checked_sub(COMPILED.len());
+        compiled.is_some_and(|above| {
+            let mut pairs = user[above..].iter().zip(COMPILED);
+            stack[2..].starts_with(&JAVA[1..].map(String::from))
+                && user[above - 1].starts_with("Interpreter")
+                && pairs.all(|(name, expected)| is_like(name, expected))
+        })
+    };
+    let in_leaf = stacks.filter(|stack| stack.iter().any(|it| is_like(it, leaf)));
+    let others = in_leaf.filter(|stack| !is_whole(stack));
+    ensure!(
+        2 * in_leaf.total() > stacks.total(),
+        "{}",
+        stacks.commonest()
+    );
+    ensure!(
+        1000 * others.total() <= in_leaf.total(),
+        "{} of {}:{}",
+        others.total(),
+        in_leaf.total(),
+        others.commonest()
+    );
     Ok(())
 }
 

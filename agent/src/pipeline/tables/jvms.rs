@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -31,7 +31,9 @@ const COMPARE_EVERY: Duration = Duration::from_secs(1);
 /// JVMs that are looked into at once, each with a thread.
 const MAX_THREADS: usize = 256;
 /// Requests that wait for one of them.
-const MAX_REQUESTS: usize = 64;
+const MAX_REQUESTS: usize = 4;
+/// Addresses that wait to be asked for, of one process.
+const MAX_WANTED: usize = 64 << 10;
 /// What they found and nobody has taken yet; they wait then.
 const MAX_OUTCOMES: usize = 16;
 
@@ -73,6 +75,8 @@ struct Jvm {
     /// How much higher it lies than its ELF addresses say.
     bias: u64,
     requests: Option<SyncSender<Request>>,
+    /// Code that is asked for with the next request.
+    wanted: Vec<u64>,
     asked: u64,
     answered: u64,
     heaps: Heaps,
@@ -140,6 +144,7 @@ impl Jvms {
                 library,
                 bias,
                 requests: None,
+                wanted: Vec::new(),
                 asked: 0,
                 answered: 0,
                 heaps: Heaps::Unknown,
@@ -151,57 +156,76 @@ impl Jvms {
         before.map(|jvm| jvm.tables).unwrap_or_default()
     }
 
-    /// Looks at the code at those of these addresses that lie in a JVM's. Returns what to ask
-    /// [`Self::has_answered`] for.
-    pub fn learn(
+    /// Wants the code looked at that lies at those of these addresses that may be a JVM's. Returns what to
+    /// ask [`Self::has_answered`] for.
+    pub fn want(
         &mut self,
         pid: u32,
         addrs: impl Iterator<Item = u64>,
         mappings: &[Mapping],
-        binaries: &Binaries,
     ) -> u64 {
-        let threads = self.known.values().filter(|jvm| jvm.requests.is_some());
-        let may_start = threads.count() < MAX_THREADS;
         let Some(jvm) = self.known.get_mut(&pid) else {
             return 0;
         };
-        let mut addrs: Vec<_> = addrs.filter(|&addr| jvm.may_hold(addr, mappings)).collect();
-        addrs.sort_unstable();
-        addrs.dedup();
-        if addrs.is_empty() || matches!(jvm.heaps, Heaps::Hidden) {
+        if matches!(jvm.heaps, Heaps::Hidden) {
             return 0;
         }
-        if jvm.requests.is_none() {
-            let file = binaries.get(jvm.library).file().cloned();
-            let watch = file.filter(|_| may_start).map(|library| Watch {
-                pid,
-                life: jvm.life,
-                library,
-                bias: jvm.bias,
-                results: self.results.clone(),
-                news: self.news.clone(),
-            });
-            jvm.requests = watch.and_then(Watch::start);
+        let before = jvm.wanted.len();
+        let addrs: Vec<_> = addrs.filter(|&addr| jvm.may_hold(addr, mappings)).collect();
+        jvm.wanted.extend(addrs);
+        if jvm.wanted.len() > MAX_WANTED {
+            jvm.wanted.truncate(before);
+            self.left_out += 1;
+        }
+        if jvm.wanted.is_empty() {
+            0
+        } else {
+            jvm.asked + 1
+        }
+    }
+
+    /// Asks for the code that is wanted.
+    pub fn ask(&mut self, binaries: &Binaries) {
+        let watched = self.known.values().filter(|jvm| jvm.requests.is_some());
+        let mut watched = watched.count();
+        for (&pid, jvm) in &mut self.known {
+            if jvm.wanted.is_empty() {
+                continue;
+            }
             if jvm.requests.is_none() {
-                jvm.heaps = Heaps::Hidden;
+                let library = binaries.get(jvm.library).file().cloned();
+                let watch = library
+                    .filter(|_| watched < MAX_THREADS)
+                    .map(|library| Watch {
+                        pid,
+                        life: jvm.life,
+                        library,
+                        bias: jvm.bias,
+                        results: self.results.clone(),
+                        news: self.news.clone(),
+                    });
+                jvm.requests = watch.and_then(Watch::start);
+                watched += 1;
+            }
+            let Some(requests) = &jvm.requests else {
+                (jvm.heaps, jvm.wanted) = (Heaps::Hidden, Vec::new());
+                continue;
+            };
+            jvm.wanted.sort_unstable();
+            jvm.wanted.dedup();
+            let chunks = jvm.wanted.iter().map(|&addr| chunk_of(addr));
+            let request = Request {
+                number: jvm.asked + 1,
+                without_table: chunks.filter(|chunk| !jvm.tables.contains(chunk)).collect(),
+                addrs: std::mem::take(&mut jvm.wanted),
+            };
+            match requests.try_send(request) {
+                Ok(()) => jvm.asked += 1,
+                // It is asked again with what comes.
+                Err(TrySendError::Full(request)) => jvm.wanted = request.addrs,
+                Err(TrySendError::Disconnected(_)) => jvm.heaps = Heaps::Hidden,
             }
         }
-        let chunks = addrs.iter().map(|&addr| chunk_of(addr));
-        let request = Request {
-            number: jvm.asked + 1,
-            without_table: chunks.filter(|chunk| !jvm.tables.contains(chunk)).collect(),
-            addrs,
-        };
-        let sent = jvm
-            .requests
-            .as_ref()
-            .map(|requests| requests.try_send(request));
-        if !matches!(sent, Some(Ok(()))) {
-            self.left_out += 1;
-            return 0;
-        }
-        jvm.asked += 1;
-        jvm.asked
     }
 
     /// Whether a process is a JVM that can be looked into.
@@ -214,7 +238,7 @@ impl Jvms {
     pub fn has_answered(&self, pid: u32, request: u64) -> bool {
         self.known
             .get(&pid)
-            .is_none_or(|jvm| jvm.answered >= request)
+            .is_none_or(|jvm| jvm.answered >= request || matches!(jvm.heaps, Heaps::Hidden))
     }
 
     /// What has been found out.

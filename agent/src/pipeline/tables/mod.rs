@@ -226,16 +226,15 @@ impl TableLoader {
             .touch(Owner::Code(pid, chunk_of(addr)), now_mono_ns);
     }
 
-    /// Looks at the code that a process made at run time and that lies at some of these addresses. What it
-    /// returns is for [`Self::has_learned`].
-    pub fn learn(
+    /// Wants the code looked at that a process made at run time and that lies at some of these addresses.
+    /// What it returns is for [`Self::has_learned`].
+    pub fn want_code(
         &mut self,
         pid: u32,
         addrs: impl Iterator<Item = u64>,
         mappings: &[Mapping],
-        binaries: &Binaries,
     ) -> u64 {
-        self.jvms.learn(pid, addrs, mappings, binaries)
+        self.jvms.want(pid, addrs, mappings)
     }
 
     /// Whether that is done.
@@ -279,6 +278,7 @@ impl TableLoader {
         self.place_waiting(binaries, maps, &mut stale, now_mono_ns);
         self.try_again(now_mono_ns);
         self.ask(binaries);
+        self.jvms.ask(binaries);
         // Making room for mappings can make others stale.
         while let Some(&pid) = stale.iter().next() {
             stale.remove(&pid);

@@ -30,6 +30,7 @@ pub(super) const FACTS: Facts = Facts {
     // Its entries leave the stack alone, which their instructions say.
     linkage_table: |_, _| Vec::new(),
     keeps_frame_pointer,
+    restore_entry,
     // That of musl needs 28, that of glibc's dynamic linker 16.
     start_bytes: 32,
 };
@@ -70,6 +71,15 @@ fn keeps_frame_pointer(code: &[u8]) -> bool {
     };
     let prologues = words.windows(2).filter(|pair| is_prologue(pair)).count();
     prologues > 0 && prologues * 2048 >= code.len()
+}
+
+/// A jump lies over the first instruction, which does nothing (OpenJDK, `MacroAssembler::verified_entry`).
+fn restore_entry(entry: &mut [u8], _: i64) {
+    if let Some(first) = entry.first_chunk_mut::<4>()
+        && u32::from_le_bytes(*first) & 0xfc00_0000 == 0x1400_0000
+    {
+        *first = 0xd503_201f_u32.to_le_bytes(); // nop
+    }
 }
 
 /// The instruction at the start of code. Source: Arm Architecture Reference Manual for A-profile,

@@ -106,6 +106,9 @@ pub(super) struct Facts {
     pub linkage_table: fn(code: &[u8], start: u64) -> LinkageTable,
     /// Whether code keeps frame pointers.
     pub keeps_frame_pointer: fn(code: &[u8]) -> bool,
+    /// Puts back what a JVM has written over the entry of a method that is called no more, whose frame is so
+    /// long once it is made.
+    pub restore_entry: fn(entry: &mut [u8], frame_bytes: i64),
     /// The start of a process, where the entry point has no unwind information, is no longer.
     pub start_bytes: u64,
 }

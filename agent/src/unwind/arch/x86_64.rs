@@ -36,6 +36,7 @@ pub(super) const FACTS: Facts = Facts {
     jumps_from_addresses: false,
     linkage_table,
     keeps_frame_pointer,
+    restore_entry,
     // musl's start needs 22 bytes, that of glibc's dynamic linker 64.
     start_bytes: 64,
 };
@@ -166,6 +167,24 @@ fn keeps_frame_pointer(code: &[u8]) -> bool {
         .filter(|&bytes| bytes == b"\x55\x48\x89\xe5" || bytes == b"\x55\x48\x8b\xec")
         .count();
     prologues > 0 && prologues * 2048 >= code.len()
+}
+
+/// A jump of five bytes lies over the first instruction, which has seven: it writes far below the stack
+/// pointer to see whether there is room, or in a leaf lowers the stack pointer by less than 64 KiB (OpenJDK,
+/// `MacroAssembler::verified_entry`, `NativeJump::patch_verified_entry`).
+fn restore_entry(entry: &mut [u8], frame_bytes: i64) {
+    let Some(first) = entry.first_chunk_mut::<7>() else {
+        return;
+    };
+    match *first {
+        [0xe9, .., 0, 0] => {
+            let [a, b, c, d, ..] = (frame_bytes - 8).to_le_bytes();
+            *first = [0x48, 0x81, 0xec, a, b, c, d]; // sub $frame,%rsp
+        }
+        // mov %eax,-0x14000(%rsp)
+        [0xe9, ..] => *first = [0x89, 0x84, 0x24, 0x00, 0xc0, 0xfe, 0xff],
+        _ => {}
+    }
 }
 
 /// The instruction at the start of code.

@@ -69,6 +69,11 @@ impl Instruction {
         self.is_entry || self.effect.moves_before < 0 || self.effect.moves_after < 0
     }
 
+    /// Whether it undoes a frame by its frame pointer, so that the return address is on top.
+    fn leaves(&self) -> bool {
+        self.effect.sp_from_fp.is_some() && self.effect.loads_fp == Some(0)
+    }
+
     /// Whether it makes a frame record of two words, with what the call has pushed.
     fn pushes_fp(&self, arch: Arch) -> bool {
         let pushed = arch.facts().call_pushes;
@@ -359,7 +364,11 @@ impl<'a> Sweep<'a> {
                 continue;
             }
             let before = frame;
-            frame.apply(&instruction.effect);
+            if instruction.leaves() && frame.fp.is_none() && self.kind != Kind::Compiled {
+                frame = entry;
+            } else {
+                frame.apply(&instruction.effect);
+            }
             let makes_record = was_push && instruction.effect.fp_from_sp == Some(0);
             if makes_record && is_guess && matches!(self.kind, Kind::Function(_)) {
                 (frame, is_guess) = (Frame::WITH_RECORD, false);

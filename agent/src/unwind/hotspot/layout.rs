@@ -36,9 +36,9 @@ pub struct Layout {
     heap_memory: u64,
     heap_segmap: u64,
     heap_log2: u64,
-    /// Of a part of memory that is reserved, and in use up to some address.
+    /// Of a part of memory that is reserved, of which more and more is used.
     space_low: u64,
-    space_high: u64,
+    space_end: u64,
     block: BlockLayout,
 }
 
@@ -55,7 +55,8 @@ enum Heaps {
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Pointer(Field),
-    FromBlob(Field),
+    /// So far from the start of the blob, or for an entry of its code.
+    Offset(Field),
 }
 
 /// Of a block and the blob in it.
@@ -68,6 +69,7 @@ struct BlockLayout {
     frame_size: Field,
     code_start: Place,
     code_end: Place,
+    entry: Place,
     osr_entry: Field,
     compile_id: Field,
     state: Field,
@@ -78,7 +80,7 @@ struct BlockLayout {
 pub struct Heap {
     /// First address.
     pub start: u64,
-    /// One past the last address in use.
+    /// One past the last address that it may grow to.
     pub end: u64,
     /// Where the bytes of the segments begin.
     pub segmap: u64,
@@ -95,6 +97,8 @@ pub struct Blob {
     pub code: Range<u64>,
     /// Words of a frame of this code, with return address; 0 when there is no such size.
     pub frame_words: u64,
+    /// Where a compiled method is called.
+    pub entry: u64,
     /// Where code is entered that replaces an interpreted loop.
     pub osr_entry: u64,
     /// A number that no two compiled methods share.
@@ -126,9 +130,9 @@ impl Layout {
             })
         };
         let blob = |name| all.field("CodeBlob", name);
-        let place = |pointer, from_blob| {
-            let pointer = blob(pointer).map(Place::Pointer);
-            pointer.or_else(|| blob(from_blob).map(Place::FromBlob))
+        let place = |owner, pointer, offset| {
+            let pointer = all.field(owner, pointer).map(Place::Pointer);
+            pointer.or_else(|| all.field(owner, offset).map(Place::Offset))
         };
         let block = BlockLayout {
             header_bytes: all.size("HeapBlock")?.try_into().ok()?,
@@ -136,8 +140,9 @@ impl Layout {
             used: in_header("_used")?,
             name: blob("_name")?,
             frame_size: blob("_frame_size")?,
-            code_start: place("_code_begin", "_code_offset")?,
-            code_end: place("_code_end", "_data_offset")?,
+            code_start: place("CodeBlob", "_code_begin", "_code_offset")?,
+            code_end: place("CodeBlob", "_code_end", "_data_offset")?,
+            entry: place("nmethod", "_verified_entry_point", "_verified_entry_offset")?,
             osr_entry: all.field("nmethod", "_osr_entry_point")?,
             compile_id: all.field("nmethod", "_compile_id")?,
             state: all.field("nmethod", "_state")?,
@@ -149,7 +154,7 @@ impl Layout {
             heap_segmap: offset("CodeHeap", "_segmap")?,
             heap_log2: offset("CodeHeap", "_log2_segment_size")?,
             space_low: offset("VirtualSpace", "_low")?,
-            space_high: offset("VirtualSpace", "_high")?,
+            space_end: offset("VirtualSpace", "_high_boundary")?,
             block,
         })
     }
@@ -170,7 +175,7 @@ impl Layout {
         let log2 = memory.read_array(at.checked_add(self.heap_log2)?)?;
         let heap = Heap {
             start: word([self.heap_memory, self.space_low])?,
-            end: word([self.heap_memory, self.space_high])?,
+            end: word([self.heap_memory, self.space_end])?,
             segmap: word([self.heap_segmap, self.space_low])?,
             log2: u32::from_le_bytes(log2),
         };
@@ -208,13 +213,14 @@ impl BlockLayout {
     /// Bytes up to the end of the last field.
     fn len(&self) -> Option<usize> {
         let in_place = |place: Place| match place {
-            Place::Pointer(field) | Place::FromBlob(field) => field.end(),
+            Place::Pointer(field) | Place::Offset(field) => field.end(),
         };
         let ends = [
             self.name.end(),
             self.frame_size.end(),
             in_place(self.code_start),
             in_place(self.code_end),
+            in_place(self.entry),
             self.osr_entry.end(),
             self.compile_id.end(),
             self.state.end(),
@@ -225,16 +231,18 @@ impl BlockLayout {
     }
 
     fn blob(&self, bytes: &[u8], at: u64) -> Option<Blob> {
-        let place = |place| match place {
+        let place = |place, base: u64| match place {
             Place::Pointer(field) => field.read(bytes),
-            Place::FromBlob(field) => at.checked_add(field.read(bytes)?),
+            Place::Offset(field) => base.checked_add(field.read(bytes)?),
         };
-        let (start, end) = (place(self.code_start)?, place(self.code_end)?);
+        let start = place(self.code_start, at)?;
+        let end = place(self.code_end, at)?;
         Some(Blob {
             name: self.name.read(bytes)?,
             code: start..end.max(start),
             frame_words: self.frame_size.read(bytes)?,
             // Short blobs of other kinds end before these.
+            entry: place(self.entry, start).unwrap_or(0),
             osr_entry: self.osr_entry.read(bytes).unwrap_or(0),
             compile_id: self.compile_id.read(bytes).unwrap_or(0),
             is_installed: self

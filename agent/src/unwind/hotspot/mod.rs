@@ -299,8 +299,15 @@ impl<M: ReadBytes> CodeCache<M> {
         let mut rows = vec![(code.start, TableRule::Short(Rule::FRAME_POINTER))];
         if kind == Kind::Interpreter {
             rows = vec![(code.start, interpreted)];
-        } else if let Some(bytes) = self.read_code(code) {
+        } else if let Some(mut bytes) = self.read_code(code) {
             let arch = Arch::NATIVE;
+            if kind == Kind::Method
+                && let Some(into) = blob.entry.checked_sub(code.start)
+                && let Some(entry) = bytes.get_mut(into as usize..)
+            {
+                let frame_bytes = blob.frame_words.wrapping_mul(8) as i64;
+                (arch.facts().restore_entry)(entry, frame_bytes);
+            }
             let sweep = match i64::try_from(blob.frame_words) {
                 Ok(words @ 1..=MAX_FRAME_WORDS) => {
                     let entries = [code.start, blob.osr_entry];

@@ -32,7 +32,7 @@ const MAX_NAME_BYTES: usize = 64;
 
 /// Where a library has the variables that lead to its tables: ELF addresses.
 #[derive(Clone, Debug)]
-pub struct Exports([u64; VARIABLES.len()]);
+pub struct Exports(pub(super) [u64; VARIABLES.len()]);
 
 impl Exports {
     /// Finds them; `None` when the file is no JVM that describes itself.
