@@ -233,7 +233,7 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
                 let there = offset.and_then(|offset| self.file.read_bytes_at(offset, len).ok());
                 there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
             };
-            if let Some(place) = names.iter().position(|name| is_named(&name)) {
+            if let Some(place) = names.iter().position(is_named) {
                 found[place] = Some(symbol.st_value(LittleEndian));
             }
         }

@@ -272,7 +272,8 @@ impl TableLoader {
         while let Some(jvms::Outcome { pid, tables, .. }) = self.jvms.take() {
             stale.insert(pid);
             for (chunk, table) in tables {
-                self.place_code(pid, chunk, table, binaries, maps, &mut stale, now_mono_ns);
+                let code = (pid, chunk);
+                self.place_code(code, table, binaries, maps, &mut stale, now_mono_ns);
             }
         }
         self.place_waiting(binaries, maps, &mut stale, now_mono_ns);
@@ -454,11 +455,9 @@ impl TableLoader {
     }
 
     /// Puts the table of a stretch of code that a process made at run time in its place.
-    #[allow(clippy::too_many_arguments)]
     fn place_code(
         &mut self,
-        pid: u32,
-        chunk: u64,
+        (pid, chunk): (u32, u64),
         table: Option<Table>,
         binaries: &Binaries,
         maps: &mut impl Maps,
