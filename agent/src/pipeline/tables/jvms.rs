@@ -54,6 +54,8 @@ pub struct Outcome {
     life: u64,
     /// Up to this request, all are answered.
     answered: u64,
+    /// Whether its mappings have to be listed anew.
+    pub is_news: bool,
     /// `None` when it cannot be looked into.
     heaps: Option<Vec<Range<u64>>>,
     left_out: u64,
@@ -250,6 +252,8 @@ impl Jvms {
             };
             jvm.answered = outcome.answered;
             jvm.left_out = outcome.left_out;
+            let is_first = !matches!(jvm.heaps, Heaps::Known(_));
+            outcome.is_news = is_first || !outcome.tables.is_empty();
             jvm.heaps = outcome.heaps.take().map_or(Heaps::Hidden, Heaps::Known);
             return Some(outcome);
         }
@@ -399,6 +403,7 @@ impl Watch {
             tables: Vec::new(),
             life: self.life,
             answered,
+            is_news: false,
             heaps: None,
             left_out: 0,
         };

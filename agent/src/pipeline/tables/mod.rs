@@ -269,9 +269,12 @@ impl TableLoader {
         while let Some((binary, outcome)) = self.workers.take() {
             self.take_outcome(binary, outcome, binaries, &mut stale, now_mono_ns);
         }
-        while let Some(jvms::Outcome { pid, tables, .. }) = self.jvms.take() {
-            stale.insert(pid);
-            for (chunk, table) in tables {
+        while let Some(outcome) = self.jvms.take() {
+            let pid = outcome.pid;
+            if outcome.is_news {
+                stale.insert(pid);
+            }
+            for (chunk, table) in outcome.tables {
                 let code = (pid, chunk);
                 self.place_code(code, table, binaries, maps, &mut stale, now_mono_ns);
             }
