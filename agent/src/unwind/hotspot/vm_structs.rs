@@ -61,7 +61,7 @@ pub struct Field {
 impl Field {
     /// One past its last byte.
     pub fn end(self) -> usize {
-        self.offset + self.bytes
+        self.offset.saturating_add(self.bytes)
     }
 
     /// The number in it, in a structure with these bytes.
