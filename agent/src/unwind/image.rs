@@ -228,12 +228,7 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
             }
             let name = u64::from(symbol.st_name(LittleEndian));
             let offset = strings.sh_offset(LittleEndian).checked_add(name);
-            let is_named = |name: &&[u8]| {
-                let len = name.len() as u64 + 1;
-                let there = offset.and_then(|offset| self.file.read_bytes_at(offset, len).ok());
-                there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
-            };
-            if let Some(place) = names.iter().position(is_named) {
+            if let Some(place) = names.iter().position(|name| self.is_name(offset, name)) {
                 found[place] = Some(symbol.st_value(LittleEndian));
             }
         }
@@ -279,12 +274,15 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
         self.sections.iter().find(|section| {
             let offset = self.names.checked_add(section.sh_name(LittleEndian).into());
-            let there = offset.and_then(|offset| {
-                let len = name.len() as u64 + 1;
-                self.file.read_bytes_at(offset, len).ok()
-            });
-            there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
+            self.is_name(offset, name)
         })
+    }
+
+    /// Whether this name, and no more, is at a file offset.
+    fn is_name(&self, offset: Option<u64>, name: &[u8]) -> bool {
+        let len = name.len() as u64 + 1;
+        let there = offset.and_then(|offset| self.file.read_bytes_at(offset, len).ok());
+        there.is_some_and(|there| there.strip_suffix(b"\0") == Some(name))
     }
 
     /// The content of a section, unless it or what it claims to hold is too large.

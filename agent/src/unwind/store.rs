@@ -241,6 +241,15 @@ impl Store {
         }
     }
 
+    /// Takes the tables of all code that a process made at run time out of use.
+    pub fn remove_code(&mut self, pid: u32, now_mono_ns: u64) {
+        let is_its = |owner: &&Owner| matches!(owner, Owner::Code(of, _) if *of == pid);
+        let owners: Vec<_> = self.owners.keys().filter(is_its).copied().collect();
+        for owner in owners {
+            self.remove(owner, now_mono_ns);
+        }
+    }
+
     /// Sets the mappings of a process, by ascending address; false when they find no room. Some may be for
     /// code that changes.
     pub fn set_process(

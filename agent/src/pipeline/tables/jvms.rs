@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     model::BinaryId,
-    process::{Binaries, Code, Mapping, memory::ProcessMemory},
+    process::{Binaries, Code, Found, Mapping, Mappings, memory::ProcessMemory},
     unwind::{
         hotspot::{CHUNK_BYTES, CodeCache, Exports, chunk_of},
         table::Table,
@@ -82,8 +82,6 @@ struct Jvm {
     asked: u64,
     answered: u64,
     heaps: Heaps,
-    /// Stretches that have tables.
-    tables: FxHashSet<u64>,
     left_out: u64,
 }
 
@@ -101,10 +99,8 @@ pub struct Jvms {
 /// What a part of a process's code made at run time is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// It has a table of its own.
-    Tabled,
-    /// Its code is looked at when a stack leads there.
-    Unseen,
+    /// A stretch of a JVM's code, or all that may be such: it has a table once a stack has led there.
+    Code,
     /// No code of a JVM.
     Bare,
 }
@@ -123,19 +119,14 @@ impl Jvms {
         }
     }
 
-    /// A process has these mappings now. Returns the stretches whose tables are not needed any more.
-    pub fn set_mappings(
-        &mut self,
-        pid: u32,
-        mappings: &[Mapping],
-        binaries: &Binaries,
-    ) -> FxHashSet<u64> {
+    /// A process has these mappings now. Returns whether it is no more the JVM that it was.
+    pub fn set_mappings(&mut self, pid: u32, mappings: &[Mapping], binaries: &Binaries) -> bool {
         let library = mappings
             .iter()
             .find_map(|mapping| library(mapping, binaries));
         let known = self.known.get(&pid);
         if library == known.map(|jvm| (jvm.library, jvm.bias)) {
-            return FxHashSet::default();
+            return false;
         }
         let before = self.known.remove(&pid);
         self.left_out += before.as_ref().map_or(0, |jvm| jvm.left_out);
@@ -150,22 +141,16 @@ impl Jvms {
                 asked: 0,
                 answered: 0,
                 heaps: Heaps::Unknown,
-                tables: FxHashSet::default(),
                 left_out: 0,
             };
             self.known.insert(pid, jvm);
         }
-        before.map(|jvm| jvm.tables).unwrap_or_default()
+        before.is_some()
     }
 
     /// Wants the code looked at that lies at those of these addresses that may be a JVM's. Returns what to
     /// ask [`Self::has_answered`] for.
-    pub fn want(
-        &mut self,
-        pid: u32,
-        addrs: impl Iterator<Item = u64>,
-        mappings: &[Mapping],
-    ) -> u64 {
+    pub fn want(&mut self, pid: u32, addrs: impl Iterator<Item = u64>, mappings: &Mappings) -> u64 {
         let Some(jvm) = self.known.get_mut(&pid) else {
             return 0;
         };
@@ -186,8 +171,8 @@ impl Jvms {
         }
     }
 
-    /// Asks for the code that is wanted.
-    pub fn ask(&mut self, binaries: &Binaries) {
+    /// Asks for the code that is wanted; `has_table` tells which stretches of a process's code have tables.
+    pub fn ask(&mut self, binaries: &Binaries, has_table: impl Fn(u32, u64) -> bool) {
         let watched = self.known.values().filter(|jvm| jvm.requests.is_some());
         let mut watched = watched.count();
         for (&pid, jvm) in &mut self.known {
@@ -218,7 +203,7 @@ impl Jvms {
             let chunks = jvm.wanted.iter().map(|&addr| chunk_of(addr));
             let request = Request {
                 number: jvm.asked + 1,
-                without_table: chunks.filter(|chunk| !jvm.tables.contains(chunk)).collect(),
+                without_table: chunks.filter(|&chunk| !has_table(pid, chunk)).collect(),
                 addrs: std::mem::take(&mut jvm.wanted),
             };
             match requests.try_send(request) {
@@ -260,17 +245,6 @@ impl Jvms {
         None
     }
 
-    /// A stretch of code has a table, or has none any more.
-    pub fn note_table(&mut self, pid: u32, chunk: u64, is_there: bool) {
-        if let Some(jvm) = self.known.get_mut(&pid) {
-            if is_there {
-                jvm.tables.insert(chunk);
-            } else {
-                jvm.tables.remove(&chunk);
-            }
-        }
-    }
-
     /// Code that was left out, because there was too much of it.
     pub fn left_out(&self) -> u64 {
         self.left_out + self.known.values().map(|jvm| jvm.left_out).sum::<u64>()
@@ -283,7 +257,7 @@ impl Jvms {
             return vec![(whole, Part::Bare)];
         };
         let heaps = match &jvm.heaps {
-            Heaps::Unknown => return vec![(whole, Part::Unseen)],
+            Heaps::Unknown => return vec![(whole, Part::Code)],
             Heaps::Hidden => return vec![(whole, Part::Bare)],
             Heaps::Known(heaps) => heaps,
         };
@@ -292,19 +266,7 @@ impl Jvms {
         while start < whole.end {
             let heap = heaps.iter().find(|heap| heap.contains(&start));
             let (end, part) = match heap {
-                Some(heap) => {
-                    let chunk = chunk_of(start);
-                    let end = heap.end.min(chunk + CHUNK_BYTES);
-                    let is_tabled = jvm.tables.contains(&chunk);
-                    (
-                        end,
-                        if is_tabled {
-                            Part::Tabled
-                        } else {
-                            Part::Unseen
-                        },
-                    )
-                }
+                Some(heap) => (heap.end.min(chunk_of(start) + CHUNK_BYTES), Part::Code),
                 None => {
                     let next = heaps.iter().map(|heap| heap.start);
                     let next = next.filter(|&next| next > start).min();
@@ -320,15 +282,13 @@ impl Jvms {
 
 impl Jvm {
     /// Whether code of this JVM may lie at an address.
-    fn may_hold(&self, addr: u64, mappings: &[Mapping]) -> bool {
+    fn may_hold(&self, addr: u64, mappings: &Mappings) -> bool {
         if let Heaps::Known(heaps) = &self.heaps
             && heaps.iter().any(|heap| heap.contains(&addr))
         {
             return true;
         }
-        let after = mappings.partition_point(|mapping| mapping.start <= addr);
-        let mapping = after.checked_sub(1).and_then(|at| mappings.get(at));
-        mapping.is_some_and(|mapping| addr < mapping.end && mapping.code == Code::Anonymous)
+        mappings.at(addr) == Found::Anonymous
     }
 }
 
@@ -377,7 +337,9 @@ impl Watch {
         };
         let (mut answered, mut compared) = (0, Instant::now());
         loop {
-            match requests.recv_timeout(COMPARE_EVERY) {
+            let request = requests.recv_timeout(COMPARE_EVERY);
+            let is_asked = request.is_ok();
+            match request {
                 Ok(request) => {
                     let has_table = |chunk| !request.without_table.contains(&chunk);
                     code.learn(&request.addrs, has_table);
@@ -390,7 +352,7 @@ impl Watch {
                 code.compare();
                 compared = Instant::now();
             }
-            if !self.tell(answered, Some(&mut code)) {
+            if (is_asked || code.has_changed()) && !self.tell(answered, Some(&mut code)) {
                 return;
             }
         }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use crate::{
     capture::TableMaps,
     model::BinaryId,
-    process::{Binaries, Changes, Code, ElfFacts, Mapping, ProcessTable},
+    process::{Binaries, Changes, Code, ElfFacts, Mapping, Mappings, ProcessTable},
     unwind::{
         Cache, Fault, Likeness, Made, Owner, Placed, Proof, Store, Subject, Update,
         hotspot::chunk_of, table::Table,
@@ -232,7 +232,7 @@ impl TableLoader {
         &mut self,
         pid: u32,
         addrs: impl Iterator<Item = u64>,
-        mappings: &[Mapping],
+        mappings: &Mappings,
     ) -> u64 {
         self.jvms.want(pid, addrs, mappings)
     }
@@ -259,8 +259,8 @@ impl TableLoader {
         for &pid in &pids {
             let mappings = processes.mappings(pid).unwrap_or_default();
             self.take_mappings(pid, mappings);
-            for chunk in self.jvms.set_mappings(pid, mappings, binaries) {
-                self.store.remove(Owner::Code(pid, chunk), now_mono_ns);
+            if self.jvms.set_mappings(pid, mappings, binaries) {
+                self.store.remove_code(pid, now_mono_ns);
             }
         }
         // Processes that ended since the last time leave no mappings, but are likely to come again.
@@ -282,7 +282,10 @@ impl TableLoader {
         self.place_waiting(binaries, maps, &mut stale, now_mono_ns);
         self.try_again(now_mono_ns);
         self.ask(binaries);
-        self.jvms.ask(binaries);
+        let Self { jvms, store, .. } = self;
+        jvms.ask(binaries, |pid, chunk| {
+            store.tables_of(Owner::Code(pid, chunk)).is_some()
+        });
         // Making room for mappings can make others stale.
         while let Some(&pid) = stale.iter().next() {
             stale.remove(&pid);
@@ -479,7 +482,6 @@ impl TableLoader {
         if !is_there {
             self.store.remove(owner, now_mono_ns);
         }
-        self.jvms.note_table(pid, chunk, is_there);
     }
 
     /// Finds room, by more segments or by taking what is of least use out of use.
@@ -522,10 +524,7 @@ impl TableLoader {
         for owner in evicted {
             match owner {
                 Owner::Binary(owner) => self.forget_tables(owner, binaries, stale),
-                Owner::Code(pid, chunk) => {
-                    self.jvms.note_table(pid, chunk, false);
-                    stale.insert(pid);
-                }
+                Owner::Code(pid, _) => _ = stale.insert(pid),
             }
         }
         Room::Soon
@@ -676,7 +675,7 @@ impl TableLoader {
             let table = self.store.tables_of(Owner::Code(pid, chunk_of(start)));
             match (part, table) {
                 (Part::Bare, _) => known.add_bare(start, end),
-                (Part::Tabled, Some(&[table])) => known.parts.push(AbiMapping {
+                (Part::Code, Some(&[table])) => known.parts.push(AbiMapping {
                     start,
                     end,
                     pages_start: table.start,

@@ -25,14 +25,12 @@ use rustc_hash::{FxHashMap, FxHasher};
 use super::{
     Arch, Rows, TableRule,
     bare_code::flow::Sweep,
-    steps::WideRules,
+    steps::{Steps, WideRules},
     table::{self, Table},
 };
 use crate::process::memory::ReadBytes;
 use layout::{Blob, Heap, Layout};
 pub use vm_structs::Exports;
-#[cfg(test)]
-mod tests;
 
 /// Bytes of code that share a table.
 pub const CHUNK_BYTES: u64 = 128 << 10;
@@ -43,6 +41,8 @@ const MAX_BLOCKS: usize = 64 << 10;
 const MAX_CODE_BYTES: u64 = 4 << 20;
 /// Code that is gone through at a time.
 const MAX_BYTES_AT_ONCE: u64 = 16 << 20;
+/// Words of a frame that is believed: 1 MiB.
+const MAX_FRAME_WORDS: i64 = 128 << 10;
 /// Rules that are kept of one process.
 const MAX_ROWS: usize = 4 << 20;
 /// Segments of a block are counted in bytes, so a long one takes several hops: one of 4 GiB this many.
@@ -95,8 +95,14 @@ struct Block {
     blob: Blob,
     /// Hash of its code, unless that is a method's, which stays as it is: stubs are added one by one.
     content: Option<u64>,
-    /// Rules up to the end of its code.
-    rows: Rows,
+    /// Those of its code.
+    rules: Rules,
+}
+
+/// The rules of a piece of code.
+struct Rules {
+    steps: Steps,
+    wide: Vec<WideRule>,
 }
 
 /// The code of one JVM, as far as stacks have led to it.
@@ -167,7 +173,8 @@ impl<M: ReadBytes> CodeCache<M> {
     pub fn compare(&mut self) {
         self.heaps = self.layout.heaps(&self.memory);
         let is_stale = |(start, block): &(&u64, &Block)| {
-            let has_changed = |content| self.content(&block.blob.code) != Some(content);
+            let content = || self.read_code(&block.blob.code).as_deref().map(hash);
+            let has_changed = |before| content() != Some(before);
             !self.is_same(**start, block) || block.content.is_some_and(has_changed)
         };
         let stale = self.blocks.iter().filter(is_stale);
@@ -175,6 +182,11 @@ impl<M: ReadBytes> CodeCache<M> {
         for start in stale {
             self.forget(start);
         }
+    }
+
+    /// Whether there are such tables as [`Self::take_tables`] returns.
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
     }
 
     /// The tables that changed since the last call, by the start of their stretch; `None` for a stretch
@@ -250,14 +262,15 @@ impl<M: ReadBytes> CodeCache<M> {
         if kind == Kind::Method && !blob.is_installed {
             return; // Its instructions are still being written.
         }
+        let code = self.read_code(&blob.code);
         let content = match kind {
             Kind::Method => None,
-            _ => self.content(&blob.code),
+            _ => code.as_deref().map(hash),
         };
         let covered: Vec<_> = self.blocks_in(start..end).map(|(old, _)| old).collect();
         covered.into_iter().for_each(|old| self.forget(old));
-        let rows = self.rows(kind, &blob);
-        self.row_count += rows.rows.len();
+        let rules = rules(kind, &blob, code);
+        self.row_count += rules.steps.len();
         self.note_changed(start, end);
         self.blocks.insert(
             start,
@@ -265,7 +278,7 @@ impl<M: ReadBytes> CodeCache<M> {
                 end,
                 blob,
                 content,
-                rows,
+                rules,
             },
         );
     }
@@ -281,7 +294,7 @@ impl<M: ReadBytes> CodeCache<M> {
 
     fn forget(&mut self, start: u64) {
         if let Some(block) = self.blocks.remove(&start) {
-            self.row_count -= block.rows.rows.len();
+            self.row_count -= block.rules.steps.len();
             self.note_changed(start, block.end);
         }
     }
@@ -291,55 +304,6 @@ impl<M: ReadBytes> CodeCache<M> {
         self.changed.extend(chunks.step_by(CHUNK_BYTES as usize));
     }
 
-    /// The rules for the code of a blob.
-    fn rows(&self, kind: Kind, blob: &Blob) -> Rows {
-        let Blob { code, .. } = blob;
-        let mut wide = WideRules::default();
-        let interpreted = wide.rule(INTERPRETED).unwrap_or(TableRule::NONE);
-        let mut rows = vec![(code.start, TableRule::Short(Rule::FRAME_POINTER))];
-        if kind == Kind::Interpreter {
-            rows = vec![(code.start, interpreted)];
-        } else if let Some(mut bytes) = self.read_code(code) {
-            let arch = Arch::NATIVE;
-            if kind == Kind::Method
-                && let Some(into) = blob.entry.checked_sub(code.start)
-                && let Some(entry) = bytes.get_mut(into as usize..)
-            {
-                let frame_bytes = blob.frame_words.wrapping_mul(8) as i64;
-                (arch.facts().restore_entry)(entry, frame_bytes);
-            }
-            let sweep = match i64::try_from(blob.frame_words) {
-                Ok(words @ 1..=MAX_FRAME_WORDS) => {
-                    let entries = [code.start, blob.osr_entry];
-                    let entries = &entries[..1 + usize::from(kind == Kind::Method)];
-                    Sweep::of_function(arch, &bytes, code.start, entries, words * 8)
-                }
-                _ => Sweep::of_stubs(arch, &bytes, code.start),
-            };
-            // Where the stack pointer is lost, the caller's frame is.
-            let otherwise = match kind {
-                Kind::Adapter => interpreted,
-                _ => TableRule::Short(Rule::FRAME_POINTER),
-            };
-            rows.clear();
-            sweep.run(&mut wide, |addr, rule| {
-                let rule = if rule == TableRule::NONE {
-                    otherwise
-                } else {
-                    rule
-                };
-                if rows.last().is_none_or(|last| last.1 != rule) {
-                    rows.push((addr, rule));
-                }
-            });
-        }
-        rows.push((code.end, TableRule::NONE));
-        Rows {
-            rows,
-            wide: wide.list,
-        }
-    }
-
     /// Instructions, as many as are gone through.
     fn read_code(&self, code: &Range<u64>) -> Option<Vec<u8>> {
         let len = (code.end - code.start).min(MAX_CODE_BYTES);
@@ -347,33 +311,25 @@ impl<M: ReadBytes> CodeCache<M> {
         (self.memory.read_bytes(code.start, &mut bytes) == bytes.len()).then_some(bytes)
     }
 
-    fn content(&self, code: &Range<u64>) -> Option<u64> {
-        let mut hasher = FxHasher::default();
-        hasher.write(&self.read_code(code)?);
-        Some(hasher.finish())
-    }
-
     /// The table for a stretch; `None` when nothing is known there, or it is too long.
     fn table(&self, chunk: u64) -> Option<Table> {
         let mut wide = WideRules::default();
-        let mut rows: Vec<(u64, TableRule)> = Vec::new();
-        let unseen = TableRule::Short(Rule::UNSEEN);
+        let mut steps = Steps::default();
+        let unseen = Some(TableRule::Short(Rule::UNSEEN));
         let end = stretch(chunk).end;
         let mut push = |addr: u64, rule| {
-            let addr = addr.max(chunk);
             if addr < end {
-                rows.truncate(rows.partition_point(|row: &(u64, TableRule)| row.0 < addr));
-                rows.push((addr, rule));
+                steps.push(addr.max(chunk), rule);
             }
         };
         push(chunk, unseen);
         let mut is_known = false;
         for (start, block) in self.blocks_in(chunk..end) {
             is_known = true;
-            push(start, TableRule::NONE);
-            for &(addr, rule) in &block.rows.rows {
+            push(start, None);
+            for (addr, rule) in block.rules.steps.iter() {
                 let rule = match rule {
-                    TableRule::Wide(at) => wide.rule(block.rows.wide[at as usize])?,
+                    Some(TableRule::Wide(at)) => Some(wide.rule(block.rules.wide[at as usize])?),
                     rule => rule,
                 };
                 push(addr, rule);
@@ -383,8 +339,11 @@ impl<M: ReadBytes> CodeCache<M> {
         if !is_known {
             return None;
         }
+        let rows = steps
+            .iter()
+            .map(|(addr, rule)| (addr, rule.unwrap_or(TableRule::NONE)));
         let rows = Rows {
-            rows,
+            rows: rows.collect(),
             wide: wide.list,
         };
         let table = table::build(&rows, chunk..end)?;
@@ -392,8 +351,61 @@ impl<M: ReadBytes> CodeCache<M> {
     }
 }
 
-/// Words of a frame that is believed: 1 MiB.
-const MAX_FRAME_WORDS: i64 = 128 << 10;
+/// The rules for the code of a blob, up to its end; nothing is known of code that cannot be read but what its
+/// kind says.
+fn rules(kind: Kind, blob: &Blob, code: Option<Vec<u8>>) -> Rules {
+    let Range { start, end } = blob.code;
+    let follow = TableRule::Short(Rule::FRAME_POINTER);
+    let mut wide = WideRules::default();
+    let mut steps = Steps::default();
+    let interpreted = wide.rule(INTERPRETED).unwrap_or(TableRule::NONE);
+    match code {
+        _ if kind == Kind::Interpreter => steps.push(start, Some(interpreted)),
+        None => steps.push(start, Some(follow)),
+        Some(mut code) => {
+            // Where the stack pointer is lost, the caller's frame is.
+            let otherwise = match kind {
+                Kind::Adapter => interpreted,
+                _ => follow,
+            };
+            sweep(kind, blob, &mut code).run(&mut wide, |addr, rule| {
+                let is_lost = rule == TableRule::NONE;
+                steps.push(addr, Some(if is_lost { otherwise } else { rule }));
+            });
+        }
+    }
+    steps.push(end, None);
+    Rules {
+        steps,
+        wide: wide.list,
+    }
+}
+
+/// Goes through the code of a blob.
+fn sweep<'a>(kind: Kind, blob: &Blob, code: &'a mut [u8]) -> Sweep<'a> {
+    let (arch, start) = (Arch::NATIVE, blob.code.start);
+    if kind == Kind::Method
+        && let Some(into) = blob.entry.checked_sub(start)
+        && let Some(entry) = code.get_mut(into as usize..)
+    {
+        let frame_bytes = blob.frame_words.wrapping_mul(8) as i64;
+        (arch.facts().restore_entry)(entry, frame_bytes);
+    }
+    match i64::try_from(blob.frame_words) {
+        Ok(words @ 1..=MAX_FRAME_WORDS) => {
+            let entries = [start, blob.osr_entry];
+            let entries = &entries[..1 + usize::from(kind == Kind::Method)];
+            Sweep::of_function(arch, code, start, entries, words * 8)
+        }
+        _ => Sweep::of_stubs(arch, code, start),
+    }
+}
+
+fn hash(code: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write(code);
+    hasher.finish()
+}
 
 /// A stretch of code that shares a table.
 fn stretch(chunk: u64) -> Range<u64> {
@@ -405,3 +417,6 @@ fn stretch(chunk: u64) -> Range<u64> {
 pub fn chunk_of(addr: u64) -> u64 {
     addr & !(CHUNK_BYTES - 1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,15 @@ fn put_block(memory: &Memory, segment: u64, name: &str, frame_words: u32, code: 
     at + HEADER + CODE_OFFSET
 }
 
+/// A JVM with one compiled method, and where its code is.
+#[cfg(target_arch = "x86_64")]
+fn jvm_with_method(code: &[u8]) -> (Memory, u64, CodeCache<Memory>) {
+    let memory = jvm(LAYOUT);
+    let at = put_block(&memory, 3, "nmethod", 4, code);
+    let opened = open(&memory);
+    (memory, at, opened)
+}
+
 fn open(memory: &Memory) -> CodeCache<Memory> {
     CodeCache::open(&exports(), LIBRARY, memory.clone()).unwrap()
 }
@@ -170,9 +179,7 @@ const METHOD: &[u8] =
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn frames_of_a_method_are_known_before_in_and_after_its_body() {
-    let memory = jvm(LAYOUT);
-    let at = put_block(&memory, 3, "nmethod", 4, METHOD);
-    let mut code = open(&memory);
+    let (_, at, mut code) = jvm_with_method(METHOD);
     let expected = [
         (0, 1, 0),
         (7, 4, 0),
@@ -193,11 +200,9 @@ fn frames_of_a_method_are_known_before_in_and_after_its_body() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn entry_of_a_method_that_is_called_no_more_is_put_back() {
-    let memory = jvm(LAYOUT);
     let mut patched = METHOD.to_vec();
     patched[..5].copy_from_slice(b"\xe9\x11\x22\x33\x44");
-    let at = put_block(&memory, 3, "nmethod", 4, &patched);
-    let mut code = open(&memory);
+    let (_, at, mut code) = jvm_with_method(&patched);
     assert_eq!(rule(&mut code, at + 7), from_sp(4, 0));
     assert_eq!(rule(&mut code, at + 12), from_sp(4, 2));
 }
@@ -217,9 +222,7 @@ fn each_kind_of_code_has_its_rule() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn code_that_takes_the_place_of_other_code_is_noticed() {
-    let memory = jvm(LAYOUT);
-    let at = put_block(&memory, 3, "nmethod", 4, METHOD);
-    let mut code = open(&memory);
+    let (memory, at, mut code) = jvm_with_method(METHOD);
     assert_eq!(rule(&mut code, at + 19), from_sp(4, 2));
     put_block(&memory, 3, "nmethod", 6, METHOD);
     // By a stack that leads there, or else by the next comparison.
