@@ -32,9 +32,9 @@ pub enum CpuAccount {
 pub struct ProcessAccount {
     /// CPU time of the whole process at the start.
     start_ns: u64,
-    /// Of it, the time of threads that were alive then: their exits will tell it again.
-    start_live_ns: u64,
-    /// CPU time of the threads whose exit was seen.
+    /// Of it, the time of each thread that was alive then: its exit will tell it again.
+    start_threads_ns: FxHashMap<u32, u64>,
+    /// CPU time since then of the threads whose exit was seen.
     exited_ns: u64,
     /// Of them, those whose time is not final yet: what their exit said, by thread.
     unsettled: FxHashMap<u32, u64>,
@@ -65,7 +65,7 @@ impl CpuAccount {
         if let Self::Processes(accounts) = self {
             let account = ProcessAccount {
                 start_ns: cpu_time::of_process(pid).unwrap_or(0),
-                start_live_ns: cpu_time::of_live_threads(pid),
+                start_threads_ns: cpu_time::of_live_threads(pid),
                 ..ProcessAccount::default()
             };
             accounts.insert(pid, account);
@@ -77,18 +77,19 @@ impl CpuAccount {
         if let Self::Processes(accounts) = self {
             accounts.entry(pid).or_insert(ProcessAccount {
                 start_ns: used_ns,
-                start_live_ns: used_ns,
+                start_threads_ns: FxHashMap::from_iter([(pid, used_ns)]),
                 ..ProcessAccount::default()
             });
         }
     }
 
-    /// Takes in the end of a thread. Its time up to then is not final: the scheduler has not added
+    /// Takes in the end of a thread since the account was opened. Its time up to then is not final: the scheduler has not added
     /// the last moments, and taking the process down is still to come.
     pub fn thread_exit(&mut self, pid: u32, tid: u32, thread_cpu_ns: u64, is_last_thread: bool) {
         if let Self::Processes(accounts) = self {
             let account = accounts.entry(pid).or_default();
-            account.exited_ns += thread_cpu_ns;
+            let start_ns = account.start_threads_ns.remove(&tid).unwrap_or(0);
+            account.exited_ns += thread_cpu_ns.saturating_sub(start_ns);
             account.unsettled.insert(tid, thread_cpu_ns);
             account.has_ended |= is_last_thread;
         }
@@ -98,7 +99,7 @@ impl CpuAccount {
     pub fn thread_free(&mut self, pid: u32, tid: u32, thread_cpu_ns: u64) {
         if let Self::Processes(accounts) = self
             && let Some(account) = accounts.get_mut(&pid)
-            && let Some(before_ns) = account.unsettled.remove(&tid)
+            && let Some(before_ns) = account.before_free(tid)
         {
             account.exited_ns += thread_cpu_ns.saturating_sub(before_ns);
         }
@@ -132,10 +133,16 @@ impl CpuAccount {
 }
 
 impl ProcessAccount {
+    /// What is known of the time of a thread that is freed now: its exit may have been before the start.
+    fn before_free(&mut self, tid: u32) -> Option<u64> {
+        let at_start = self.start_threads_ns.remove(&tid);
+        self.unsettled.remove(&tid).or(at_start)
+    }
+
     fn used_ns(&self, pid: u32) -> u64 {
         match cpu_time::of_process(pid) {
             Some(now_ns) if !self.has_ended => now_ns.saturating_sub(self.start_ns),
-            _ => self.exited_ns.saturating_sub(self.start_live_ns),
+            _ => self.exited_ns,
         }
     }
 }
@@ -144,19 +151,35 @@ impl ProcessAccount {
 mod tests {
     use super::*;
 
-    /// No process has this id: the kernel's highest is 2^22.
-    const NO_PID: u32 = 1 << 30;
+    /// No process has this id: the kernel's are lower.
+    const NO_PID: u32 = 1 << 22;
 
     #[test]
     fn ended_process_is_charged_what_its_threads_left() {
         let mut account = CpuAccount::Processes(FxHashMap::default());
         account.add_started(NO_PID, 100);
-        account.thread_exit(NO_PID, 1, 1_000, false);
+        account.thread_exit(NO_PID, NO_PID, 1_000, false);
         account.thread_exit(NO_PID, 2, 2_000, true);
         assert_eq!((account.close(), account.is_settled()), (2_900, false));
-        account.thread_free(NO_PID, 1, 1_500);
+        account.thread_free(NO_PID, NO_PID, 1_500);
         account.thread_free(NO_PID, 2, 2_000);
         assert_eq!((account.close(), account.is_settled()), (3_400, true));
+    }
+
+    #[test]
+    fn time_from_before_does_not_count() {
+        let running = ProcessAccount {
+            start_threads_ns: FxHashMap::from_iter([(1, 500), (2, 5_000)]),
+            ..ProcessAccount::default()
+        };
+        let mut account = CpuAccount::Processes(FxHashMap::from_iter([(NO_PID, running)]));
+        account.thread_exit(NO_PID, 1, 700, false);
+        assert_eq!(account.close(), 200);
+        // Another thread with the same id starts at zero.
+        account.thread_exit(NO_PID, 1, 30, false);
+        assert_eq!(account.close(), 230);
+        account.thread_free(NO_PID, 2, 5_004);
+        assert_eq!(account.close(), 234);
     }
 
     #[test]

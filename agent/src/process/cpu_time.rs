@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use rustc_hash::FxHashMap;
+
 use crate::capture::Cgroup;
 
 /// CPU time of a process, its ended threads included; `None` when it is gone.
@@ -24,15 +26,19 @@ pub fn of_process(pid: u32) -> Option<u64> {
     Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
-/// CPU time of the threads of a process that are alive.
+/// CPU time of each thread of a process that is alive.
 #[must_use]
-pub fn of_live_threads(pid: u32) -> u64 {
-    super::threads(pid)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|tid| fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok())
-        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
-        .sum()
+pub fn of_live_threads(pid: u32) -> FxHashMap<u32, u64> {
+    let used_ns = |tid| {
+        let path = format!("/proc/{pid}/task/{tid}/schedstat");
+        let text = fs::read_to_string(path).ok()?;
+        text.split(' ').next()?.parse().ok()
+    };
+    let threads = super::threads(pid).unwrap_or_default();
+    let known = threads
+        .into_iter()
+        .filter_map(|tid| Some((tid, used_ns(tid)?)));
+    known.collect()
 }
 
 /// CPU time of a cgroup and all below it; `None` when its controller keeps no account.
@@ -91,7 +97,7 @@ mod tests {
         while of_process(pid).unwrap() < before + 1_000_000 {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
-        assert!(of_live_threads(pid) >= 1_000_000);
+        assert!(of_live_threads(pid).values().sum::<u64>() >= 1_000_000);
         assert_eq!(of_process(u32::MAX), None);
     }
 }
