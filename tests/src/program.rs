@@ -139,6 +139,25 @@ impl Recipe<'_> {
     }
 }
 
+/// The folder with the classes of `workloads/java/NAME.java`, and of what all of them share.
+///
+/// # Errors
+/// When it does not compile.
+pub fn java(name: &str) -> Result<PathBuf> {
+    let sources = sources().join("java");
+    let source = sources.join(format!("{name}.java"));
+    let shared = sources.join("Workload.java");
+    let key = key("javac", &[], &source, &[])?;
+    let folder = cache()?.join(format!("workloads/{name}-{key:016x}"));
+    process::output(
+        Command::new("javac")
+            .arg("-d")
+            .arg(&folder)
+            .args([source, shared]),
+    )?;
+    Ok(folder)
+}
+
 /// A binary of a part that `cargo xtask VERB` builds; built when it is not in the cache yet, which takes
 /// minutes.
 ///

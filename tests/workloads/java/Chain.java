@@ -2,7 +2,6 @@
 // They are called so often that the JVM compiles them soon; run with
 // -XX:CompileCommand=dontinline,Chain::*, each keeps a frame of its own.
 public class Chain {
-    static volatile boolean stopped;
     static volatile long result;
 
     static long leaf(long x) {
@@ -57,23 +56,14 @@ public class Chain {
     public static void main(String[] arguments) throws Exception {
         double seconds = arguments.length > 0 ? Double.parseDouble(arguments[0]) : 120;
         long start = System.nanoTime();
-        Thread main = Thread.currentThread();
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
-            stopped = true;
-            try {
-                main.join();
-            } catch (InterruptedException ignored) {
-            }
-        }));
+        Workload.stopOnSignal();
         Step[] steps = {new Left(), new Right()};
         long x = 1;
         // Until the compilers have nothing left to do.
         while (System.nanoTime() - start < 2_000_000_000L) x = run(steps, x);
         System.out.println("ready");
-        while (!stopped && System.nanoTime() - start < (long) (seconds * 1e9)) x = run(steps, x);
+        while (!Workload.stopped && System.nanoTime() - start < (long) (seconds * 1e9)) x = run(steps, x);
         result = x;
-        System.out.println("{\"cpu_ns\": {}}");
-        System.out.flush();
-        Runtime.getRuntime().halt(0);
+        Workload.end("");
     }
 }

@@ -1,7 +1,6 @@
 // 70 % of the time in heavyWork, called by heavyCaller, and 30 % in lightWork, called by lightCaller,
 // on a thread of its own.
 public class Shares {
-    static volatile boolean stopped;
     static volatile int result;
 
     static int heavyWork(long rounds) {
@@ -33,18 +32,11 @@ public class Shares {
     public static void main(String[] arguments) throws Exception {
         double seconds = arguments.length > 0 ? Double.parseDouble(arguments[0]) : 120;
         long end = System.nanoTime() + (long) (seconds * 1e9);
-        Thread main = Thread.currentThread();
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
-            stopped = true;
-            try {
-                main.join();
-            } catch (InterruptedException ignored) {
-            }
-        }));
+        Workload.stopOnSignal();
         long perMs = roundsPerMs();
         System.out.println("ready");
         long heavy = 0, light = 0;
-        while (!stopped && System.nanoTime() < end) {
+        while (!Workload.stopped && System.nanoTime() < end) {
             long start = System.nanoTime();
             result = heavyCaller(70 * perMs);
             long middle = System.nanoTime();
@@ -52,8 +44,6 @@ public class Shares {
             heavy += middle - start;
             light += System.nanoTime() - middle;
         }
-        System.out.println("{\"cpu_ns\": {\"heavyWork\": " + heavy + ", \"lightWork\": " + light + "}}");
-        System.out.flush();
-        Runtime.getRuntime().halt(0);
+        Workload.end("\"heavyWork\": " + heavy + ", \"lightWork\": " + light);
     }
 }

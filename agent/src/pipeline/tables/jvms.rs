@@ -28,6 +28,8 @@ use crate::{
 
 /// What is known of a JVM's code is compared with what is there this often.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// A JVM that has not answered for so long is one that does not let itself be looked into, until it does.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// JVMs that are looked into at once, each with a thread.
 const MAX_THREADS: usize = 256;
 /// Requests that wait for one of them.
@@ -66,7 +68,7 @@ enum Heaps {
     /// Nothing yet.
     Unknown,
     Known(Vec<Range<u64>>),
-    /// Nor will there be.
+    /// Nor will there be, unless it answers after all.
     Hidden,
 }
 
@@ -81,6 +83,8 @@ struct Jvm {
     wanted: Vec<u64>,
     asked: u64,
     answered: u64,
+    /// Since when an answer is awaited.
+    waits_since: Option<Instant>,
     heaps: Heaps,
     left_out: u64,
 }
@@ -140,6 +144,7 @@ impl Jvms {
                 wanted: Vec::new(),
                 asked: 0,
                 answered: 0,
+                waits_since: None,
                 heaps: Heaps::Unknown,
                 left_out: 0,
             };
@@ -207,12 +212,28 @@ impl Jvms {
                 addrs: std::mem::take(&mut jvm.wanted),
             };
             match requests.try_send(request) {
-                Ok(()) => jvm.asked += 1,
+                Ok(()) => {
+                    jvm.asked += 1;
+                    jvm.waits_since.get_or_insert_with(Instant::now);
+                }
                 // It is asked again with what comes.
                 Err(TrySendError::Full(request)) => jvm.wanted = request.addrs,
                 Err(TrySendError::Disconnected(_)) => jvm.heaps = Heaps::Hidden,
             }
         }
+    }
+
+    /// Gives those up for now that do not answer. Returns which.
+    pub fn give_up(&mut self) -> Vec<u32> {
+        let is_late = |since: Instant| since.elapsed() >= PATIENCE;
+        let is_silent =
+            |jvm: &Jvm| !matches!(jvm.heaps, Heaps::Hidden) && jvm.waits_since.is_some_and(is_late);
+        let silent = self.known.iter_mut().filter(|(_, jvm)| is_silent(jvm));
+        let given_up = silent.map(|(&pid, jvm)| {
+            (jvm.heaps, jvm.wanted) = (Heaps::Hidden, Vec::new());
+            pid
+        });
+        given_up.collect()
     }
 
     /// Whether a process is a JVM that can be looked into.
@@ -236,6 +257,7 @@ impl Jvms {
                 continue; // It has ended meanwhile.
             };
             jvm.answered = outcome.answered;
+            jvm.waits_since = (jvm.answered < jvm.asked).then(Instant::now);
             jvm.left_out = outcome.left_out;
             let is_first = !matches!(jvm.heaps, Heaps::Known(_));
             outcome.is_news = is_first || !outcome.tables.is_empty();
@@ -377,5 +399,45 @@ impl Watch {
         let is_sent = self.results.send(outcome).is_ok();
         self.news.notify_one();
         is_sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PID: u32 = 7;
+
+    #[test]
+    fn jvm_that_does_not_answer_is_given_up_until_it_does() {
+        let mut jvms = Jvms::new(Arc::new(Notify::new()));
+        let silent = Jvm {
+            life: 1,
+            library: BinaryId(0),
+            bias: 0,
+            requests: None,
+            wanted: vec![0x1000],
+            asked: 2,
+            answered: 1,
+            waits_since: Instant::now().checked_sub(PATIENCE),
+            heaps: Heaps::Unknown,
+            left_out: 0,
+        };
+        jvms.known.insert(PID, silent);
+        assert!(!jvms.has_answered(PID, 2));
+        assert_eq!((jvms.give_up(), jvms.give_up()), (vec![PID], vec![]));
+        assert!(jvms.has_answered(PID, 2) && !jvms.has(PID));
+        let late = Outcome {
+            pid: PID,
+            tables: Vec::new(),
+            life: 1,
+            answered: 2,
+            is_news: false,
+            heaps: Some(Vec::new()),
+            left_out: 0,
+        };
+        jvms.results.send(late).unwrap();
+        assert!(jvms.take().unwrap().is_news);
+        assert!(jvms.has(PID) && jvms.give_up().is_empty());
     }
 }

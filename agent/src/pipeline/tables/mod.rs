@@ -62,10 +62,7 @@ pub trait Maps {
     fn apply(&mut self, update: Update) -> Result<()>;
 
     /// The changes so far are to be seen.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn publish(&mut self) -> Result<()>;
+    fn publish(&mut self);
 }
 
 impl Maps for TableMaps {
@@ -83,8 +80,8 @@ impl Maps for TableMaps {
         Ok(())
     }
 
-    fn publish(&mut self) -> Result<()> {
-        self.next_generation()
+    fn publish(&mut self) {
+        self.next_generation();
     }
 }
 
@@ -286,6 +283,7 @@ impl TableLoader {
         jvms.ask(binaries, |pid, chunk| {
             store.tables_of(Owner::Code(pid, chunk)).is_some()
         });
+        stale.extend(jvms.give_up());
         // Making room for mappings can make others stale.
         while let Some(&pid) = stale.iter().next() {
             stale.remove(&pid);
@@ -300,16 +298,13 @@ impl TableLoader {
         if updates.is_empty() {
             return;
         }
-        let outcomes = updates.into_iter().map(|update| maps.apply(update));
-        let outcomes: Vec<_> = outcomes.collect();
-        for error in outcomes
-            .into_iter()
-            .chain([maps.publish()])
-            .filter_map(Result::err)
-        {
-            self.losses.full += 1;
-            tracing::debug!(reason = %error, "the kernel refused a part of the unwind tables");
+        for update in updates {
+            if let Err(error) = maps.apply(update) {
+                self.losses.full += 1;
+                tracing::debug!(reason = %error, "the kernel refused a part of the unwind tables");
+            }
         }
+        maps.publish();
     }
 
     /// Processes whose mappings found no room, when it is time to try again.

@@ -33,12 +33,20 @@ pub(in crate::unwind) struct Effect {
     pub loads_fp: Option<i64>,
     /// The return address is loaded from so far above the stack pointer.
     pub loads_ra: Option<i64>,
+    /// The number of the register that is stored on top of the stack.
+    pub pushes: Option<u8>,
+    /// The number of the register that is loaded from the top of the stack.
+    pub pops: Option<u8>,
     /// The frame pointer becomes the stack pointer and this.
     pub fp_from_sp: Option<i64>,
     /// Added to the stack pointer at last.
     pub moves_after: i64,
+    /// The stack pointer is lowered to a multiple of 16, as CFAs are.
+    pub aligns_sp: bool,
     /// The stack pointer gets a value that is not known.
     pub loses_sp: bool,
+    /// It is one from memory.
+    pub loads_sp: bool,
     /// The frame pointer gets a value that is not known.
     pub loses_fp: bool,
 }
@@ -56,6 +64,8 @@ pub(in crate::unwind) enum Flow {
     ComputedJump,
     /// To the next one, after a function that begins there.
     Call(u64),
+    /// To the next one, after a function whose address is computed.
+    ComputedCall,
     /// To the caller.
     Return,
     /// Nowhere.
@@ -116,6 +126,8 @@ struct Frame {
     saved_fp: i64,
     /// Of the return address; 0 when it is in the link register.
     ra: i64,
+    /// The register that the return address was moved to from there.
+    popped: Option<u8>,
 }
 
 impl Frame {
@@ -125,7 +137,17 @@ impl Frame {
         fp: Some(16),
         saved_fp: 16,
         ra: 8,
+        popped: None,
     };
+
+    /// It is so long, and has the caller's frame pointer below the return address.
+    fn of_bytes(bytes: i64) -> Self {
+        Self {
+            sp: Some(bytes),
+            fp: None,
+            ..Self::WITH_RECORD
+        }
+    }
 
     /// Where a function begins.
     fn at_entry(arch: Arch) -> Self {
@@ -135,6 +157,7 @@ impl Frame {
             fp: None,
             saved_fp: 0,
             ra: pushed,
+            popped: None,
         }
     }
 
@@ -154,6 +177,12 @@ impl Frame {
         {
             self.ra = place;
         }
+        if effect.pushes.is_some() && effect.pushes == self.popped {
+            (self.ra, self.popped) = (self.sp.unwrap_or(0), None);
+        }
+        if effect.pops.is_some() && self.sp == Some(self.ra) {
+            self.popped = effect.pops;
+        }
         if effect.loads_fp.is_some() && below(self.sp, effect.loads_fp) == Some(self.saved_fp) {
             (self.saved_fp, self.fp) = (0, None);
         }
@@ -164,11 +193,33 @@ impl Frame {
             self.fp = self.sp.map(|sp| sp - offset);
         }
         self.move_sp(effect.moves_after);
+        if effect.aligns_sp {
+            self.sp = self.sp.and_then(|sp| sp.checked_add(15)).map(|sp| sp & !15);
+        }
         if effect.loses_sp {
             self.sp = None;
         }
         if effect.loses_fp {
             self.fp = None;
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.sp.is_none() && self.fp.is_none()
+    }
+
+    /// Whether the return address lies below the stack pointer: it has just been popped, or is about to be
+    /// pushed by a function that was jumped to from where it was popped.
+    fn has_return_below(&self) -> bool {
+        self.sp.is_some_and(|sp| sp < self.ra)
+    }
+
+    /// Whether the return address is not on the stack. Below the stack pointer it still is, where signals
+    /// leave it alone.
+    fn has_no_return(&self, arch: Arch) -> bool {
+        match self.sp {
+            Some(sp) if self.has_return_below() => self.ra - sp > arch.facts().red_zone_bytes,
+            _ => self.popped.is_some(),
         }
     }
 
@@ -233,6 +284,10 @@ pub(in crate::unwind) struct Sweep<'a> {
     /// What is jumped to, or held in a table of jumps, ascending.
     targets: Vec<u64>,
     kind: Kind,
+    /// The frame where a function begins.
+    entry: Frame,
+    /// The frame that the stack pointer is at when it comes from memory, if that is known.
+    base: Option<Frame>,
     /// Whether it ever returns or jumps: zeros decode to instructions, too.
     pub is_code: bool,
 }
@@ -281,6 +336,8 @@ impl<'a> Sweep<'a> {
             functions,
             targets,
             kind: Kind::Compiled,
+            entry: Frame::at_entry(arch),
+            base: None,
             is_code,
         }
     }
@@ -310,19 +367,29 @@ impl<'a> Sweep<'a> {
             start,
             functions,
             targets: Vec::new(),
-            kind: Kind::Function(Frame {
-                sp: Some(frame_bytes),
-                fp: None,
-                ..Frame::WITH_RECORD
-            }),
+            kind: Kind::Function(Frame::of_bytes(frame_bytes)),
+            entry: Frame::at_entry(arch),
+            base: None,
             is_code: true,
         }
     }
 
+    /// The same, entered by jumps: it pushes the return address itself.
+    pub fn entered_by_jumps(mut self) -> Self {
+        self.entry.sp = Some(0);
+        self
+    }
+
+    /// The same, where stacks can be moved to memory and back: each then stands on a frame that is so long,
+    /// to which the stack pointer is set from memory.
+    pub fn with_base(mut self, frame_bytes: i64) -> Self {
+        self.base = Some(Frame::of_bytes(frame_bytes));
+        self
+    }
+
     /// Hands each instruction's address and rule to `found`.
     pub fn run(&self, wide: &mut WideRules, mut found: impl FnMut(u64, TableRule)) {
-        let arch = self.arch;
-        let entry = Frame::at_entry(arch);
+        let (arch, entry) = (self.arch, self.entry);
         let mut frame = entry;
         // Nothing leads on to what comes; nothing does so for sure; and nothing led to where we are.
         let (mut is_dead, mut is_behind_call, mut is_guess) = (true, false, false);
@@ -333,6 +400,7 @@ impl<'a> Sweep<'a> {
         for (addr, instruction) in instructions(arch, self.code, self.start) {
             let is_target = || self.targets.binary_search(&addr).is_ok();
             let arrived = arriving.take(addr);
+            let loaded = self.base.filter(|_| instruction.effect.loads_sp);
             // What pads may also stand before the loop that a call is followed by.
             let is_aligned = was_padding && addr % FUNCTION_ALIGNMENT == 0;
             let may_begin = (is_dead || is_behind_call) && is_aligned && !instruction.is_padding;
@@ -345,7 +413,7 @@ impl<'a> Sweep<'a> {
             if begins || self.functions.binary_search(&addr).is_ok() {
                 (frame, body, computed) = (entry, entry, None);
                 (is_dead, is_guess) = (false, false);
-            } else if (is_dead || is_guess)
+            } else if (is_dead || is_guess || frame.is_lost())
                 && let Some(arrived) = arrived
             {
                 (frame, is_dead, is_guess) = (arrived, false, false);
@@ -357,8 +425,26 @@ impl<'a> Sweep<'a> {
                     _ => entry,
                 };
                 (is_dead, is_guess) = (false, true);
+                if let Some(base) = loaded {
+                    // Nobody calls or jumps here: what stands on that frame returns here. What returns is
+                    // looked up by the address before.
+                    frame = base;
+                    found(addr.saturating_sub(1), frame.rule(arch, wide));
+                }
             }
-            found(addr, frame.rule(arch, wide));
+            let is_handwritten = self.kind != Kind::Compiled;
+            let overwrites_return = is_handwritten
+                && matches!(instruction.flow, Flow::Call(_) | Flow::ComputedCall)
+                && frame.has_return_below();
+            let is_without_return = is_handwritten && frame.has_no_return(arch);
+            found(
+                addr,
+                if is_without_return || overwrites_return {
+                    TableRule::NONE
+                } else {
+                    frame.rule(arch, wide)
+                },
+            );
             was_padding = instruction.is_padding;
             if was_padding {
                 continue;
@@ -369,6 +455,16 @@ impl<'a> Sweep<'a> {
             } else {
                 frame.apply(&instruction.effect);
             }
+            if overwrites_return {
+                (frame.sp, frame.fp) = (None, None);
+            }
+            match (self.kind, loaded) {
+                (_, Some(base)) => frame = base,
+                (Kind::Function(known), _) if frame.is_lost() => {
+                    (frame, is_guess) = (known, true);
+                }
+                _ => {}
+            }
             let makes_record = was_push && instruction.effect.fp_from_sp == Some(0);
             if makes_record && is_guess && matches!(self.kind, Kind::Function(_)) {
                 (frame, is_guess) = (Frame::WITH_RECORD, false);
@@ -376,7 +472,7 @@ impl<'a> Sweep<'a> {
             was_push = instruction.pushes_fp(arch);
             is_behind_call = false;
             match instruction.flow {
-                Flow::Next => {}
+                Flow::Next | Flow::ComputedCall => {}
                 Flow::Call(_) => (body, is_behind_call) = (before, true),
                 Flow::Branch(target) => {
                     body = frame;
@@ -410,6 +506,11 @@ impl<'a> Sweep<'a> {
             .map_or(max, |(addr, instruction)| addr + instruction.bytes as u64);
         max.min(next).min(left)
     }
+}
+
+/// The rule where a function begins.
+pub(in crate::unwind) fn entry_rule(arch: Arch, wide: &mut WideRules) -> TableRule {
+    Frame::at_entry(arch).rule(arch, wide)
 }
 
 /// Frames where jumps forward lead to, by address.

@@ -11,11 +11,16 @@ const MAX_HEAPS: u64 = 8;
 /// Bytes of the header of a block and of what lies in it: there are some three hundred.
 const MAX_HEADER_BYTES: usize = 1024;
 
+/// Bytes of the frame that a virtual thread's stack stands on, from JDK 19 to 25: most of them do not say.
+const CONTINUATION_BYTES: i64 = 80;
+/// The same, if one says.
+const MAX_CONTINUATION_BYTES: i64 = 4096;
+
 /// `nmethod::not_installed`, which is -1 in a byte.
 const NOT_INSTALLED: u64 = 0xff;
 
 /// The types that hold those fields.
-const TYPES: [&str; 10] = [
+const TYPES: [&str; 11] = [
     "CodeCache",
     "CodeHeap",
     "VirtualSpace",
@@ -26,6 +31,7 @@ const TYPES: [&str; 10] = [
     "HeapBlock::Header",
     "CodeBlob",
     "nmethod",
+    "ContinuationEntry",
 ];
 
 /// Those places.
@@ -40,6 +46,8 @@ pub struct Layout {
     space_low: u64,
     space_end: u64,
     block: BlockLayout,
+    /// Bytes of the frame that a virtual thread's stack stands on.
+    pub continuation_bytes: i64,
 }
 
 /// Where the heaps are told.
@@ -156,6 +164,10 @@ impl Layout {
             space_low: offset("VirtualSpace", "_low")?,
             space_end: offset("VirtualSpace", "_high_boundary")?,
             block,
+            continuation_bytes: all
+                .size("ContinuationEntry")
+                .and_then(frame_of_continuation)
+                .unwrap_or(CONTINUATION_BYTES),
         })
     }
 
@@ -199,6 +211,15 @@ impl Layout {
         let is_inside = blob_at <= blob.code.start && blob.code.end <= at + len;
         is_inside.then_some((at + len, blob))
     }
+}
+
+/// Below the frame record there is no more than this structure, which the JVM keeps there (OpenJDK,
+/// `src/hotspot/share/runtime/continuationEntry.hpp`).
+fn frame_of_continuation(entry_bytes: u64) -> Option<i64> {
+    let bytes = entry_bytes.checked_next_multiple_of(16)?.checked_add(16)?;
+    i64::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes <= MAX_CONTINUATION_BYTES)
 }
 
 fn several(at: u64, len: u64, data: u64, memory: &impl ReadBytes) -> Option<Vec<u64>> {

@@ -20,11 +20,11 @@ use std::{
 };
 
 use hotspan_abi::unwind::{BASE_FP, FP_AT_FP, MAX_TABLE_WORDS, RA_AT_FP, Rule, WideRule};
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
 use super::{
     Arch, Rows, TableRule,
-    bare_code::flow::Sweep,
+    bare_code::flow::{self, Sweep},
     steps::{Steps, WideRules},
     table::{self, Table},
 };
@@ -71,6 +71,10 @@ enum Kind {
     Interpreter,
     /// Between interpreted and compiled callers.
     Adapter,
+    /// What compiled code jumps to with an exception.
+    Handler,
+    /// Jumps from calls whose target changes, with data between them.
+    Transitions,
     /// Any other.
     Stub,
 }
@@ -82,6 +86,8 @@ impl Kind {
             b"nmethod" | b"native nmethod" => Self::Method,
             b"Interpreter" => Self::Interpreter,
             b"I2C/C2I adapters" => Self::Adapter,
+            b"ExceptionBlob" => Self::Handler,
+            b"InlineCacheBuffer" => Self::Transitions,
             _ => Self::Stub,
         }
     }
@@ -93,7 +99,7 @@ struct Block {
     end: u64,
     /// What it holds.
     blob: Blob,
-    /// Hash of its code, unless that is a method's, which stays as it is: stubs are added one by one.
+    /// Hash of its code, if its rules depend on that and it does not stay as it is: stubs are added one by one.
     content: Option<u64>,
     /// Those of its code.
     rules: Rules,
@@ -150,12 +156,14 @@ impl<M: ReadBytes> CodeCache<M> {
             self.heaps = self.layout.heaps(&self.memory);
         }
         let mut left = MAX_BYTES_AT_ONCE;
+        let mut looked_at = FxHashSet::default();
         for &addr in addrs {
             let Some(heap) = self.heap_of(addr).copied() else {
                 continue;
             };
             if let Some((start, block)) = self.block_at(addr)
-                && !self.is_same(start, block)
+                && looked_at.insert(start)
+                && self.is_stale(start, block)
             {
                 self.forget(start);
             }
@@ -172,12 +180,8 @@ impl<M: ReadBytes> CodeCache<M> {
     /// Compares what is known with what is there, and forgets what has changed.
     pub fn compare(&mut self) {
         self.heaps = self.layout.heaps(&self.memory);
-        let is_stale = |(start, block): &(&u64, &Block)| {
-            let content = || self.read_code(&block.blob.code).as_deref().map(hash);
-            let has_changed = |before| content() != Some(before);
-            !self.is_same(**start, block) || block.content.is_some_and(has_changed)
-        };
-        let stale = self.blocks.iter().filter(is_stale);
+        let blocks = self.blocks.iter();
+        let stale = blocks.filter(|(start, block)| self.is_stale(**start, block));
         let stale: Vec<_> = stale.map(|(&start, _)| start).collect();
         for start in stale {
             self.forget(start);
@@ -212,11 +216,16 @@ impl<M: ReadBytes> CodeCache<M> {
         (addr < block.end).then_some((start, block))
     }
 
-    /// Whether a block is what it was, as far as its header tells.
-    fn is_same(&self, start: u64, block: &Block) -> bool {
+    /// Whether a block is another one than it was, or has other code that its rules depend on.
+    fn is_stale(&self, start: u64, block: &Block) -> bool {
         let heap = self.heap_of(start);
         let now = heap.and_then(|heap| self.layout.block(heap, start, &self.memory));
-        now.is_some_and(|(end, blob)| end == block.end && blob == block.blob)
+        let is_same = now.is_some_and(|(end, blob)| end == block.end && blob == block.blob);
+        let content = || self.read_code(&block.blob.code).as_deref().map(hash);
+        !is_same
+            || block
+                .content
+                .is_some_and(|before| content() != Some(before))
     }
 
     /// The blocks that lie in a range, at least in part.
@@ -264,12 +273,12 @@ impl<M: ReadBytes> CodeCache<M> {
         }
         let code = self.read_code(&blob.code);
         let content = match kind {
-            Kind::Method => None,
-            _ => code.as_deref().map(hash),
+            Kind::Method | Kind::Interpreter | Kind::Transitions => None,
+            Kind::Adapter | Kind::Handler | Kind::Stub => code.as_deref().map(hash),
         };
         let covered: Vec<_> = self.blocks_in(start..end).map(|(old, _)| old).collect();
         covered.into_iter().for_each(|old| self.forget(old));
-        let rules = rules(kind, &blob, code);
+        let rules = self.rules(kind, &blob, code);
         self.row_count += rules.steps.len();
         self.note_changed(start, end);
         self.blocks.insert(
@@ -311,6 +320,65 @@ impl<M: ReadBytes> CodeCache<M> {
         (self.memory.read_bytes(code.start, &mut bytes) == bytes.len()).then_some(bytes)
     }
 
+    /// The rules for the code of a blob, up to its end; nothing is known of code that cannot be read but what its
+    /// kind says.
+    fn rules(&self, kind: Kind, blob: &Blob, code: Option<Vec<u8>>) -> Rules {
+        let Range { start, end } = blob.code;
+        let follow = TableRule::Short(Rule::FRAME_POINTER);
+        let mut wide = WideRules::default();
+        let mut steps = Steps::default();
+        let interpreted = wide.rule(INTERPRETED).unwrap_or(TableRule::NONE);
+        match code {
+            _ if kind == Kind::Interpreter => steps.push(start, Some(interpreted)),
+            _ if kind == Kind::Transitions => {
+                steps.push(start, Some(flow::entry_rule(Arch::NATIVE, &mut wide)));
+            }
+            None => steps.push(start, Some(follow)),
+            Some(mut code) => {
+                // Where the stack pointer is lost, the caller's frame is.
+                let otherwise = match kind {
+                    Kind::Adapter => interpreted,
+                    _ => follow,
+                };
+                self.sweep(kind, blob, &mut code)
+                    .run(&mut wide, |addr, rule| {
+                        let is_lost = rule == TableRule::NONE;
+                        steps.push(addr, Some(if is_lost { otherwise } else { rule }));
+                    });
+            }
+        }
+        steps.push(end, None);
+        Rules {
+            steps,
+            wide: wide.list,
+        }
+    }
+
+    /// Goes through the code of a blob.
+    fn sweep<'a>(&self, kind: Kind, blob: &Blob, code: &'a mut [u8]) -> Sweep<'a> {
+        let (arch, start) = (Arch::NATIVE, blob.code.start);
+        if kind == Kind::Method
+            && let Some(into) = blob.entry.checked_sub(start)
+            && let Some(entry) = code.get_mut(into as usize..)
+        {
+            let frame_bytes = blob.frame_words.wrapping_mul(8) as i64;
+            (arch.facts().restore_entry)(entry, frame_bytes);
+        }
+        let sweep = match i64::try_from(blob.frame_words) {
+            Ok(words @ 1..=MAX_FRAME_WORDS) => {
+                let entries = [start, blob.osr_entry];
+                let entries = &entries[..1 + usize::from(kind == Kind::Method)];
+                Sweep::of_function(arch, code, start, entries, words * 8)
+            }
+            _ => Sweep::of_stubs(arch, code, start),
+        };
+        let sweep = sweep.with_base(self.layout.continuation_bytes);
+        match kind {
+            Kind::Handler => sweep.entered_by_jumps(),
+            _ => sweep,
+        }
+    }
+
     /// The table for a stretch; `None` when nothing is known there, or it is too long.
     fn table(&self, chunk: u64) -> Option<Table> {
         let mut wide = WideRules::default();
@@ -348,56 +416,6 @@ impl<M: ReadBytes> CodeCache<M> {
         };
         let table = table::build(&rows, chunk..end)?;
         (table.words.len() <= MAX_TABLE_WORDS).then_some(table)
-    }
-}
-
-/// The rules for the code of a blob, up to its end; nothing is known of code that cannot be read but what its
-/// kind says.
-fn rules(kind: Kind, blob: &Blob, code: Option<Vec<u8>>) -> Rules {
-    let Range { start, end } = blob.code;
-    let follow = TableRule::Short(Rule::FRAME_POINTER);
-    let mut wide = WideRules::default();
-    let mut steps = Steps::default();
-    let interpreted = wide.rule(INTERPRETED).unwrap_or(TableRule::NONE);
-    match code {
-        _ if kind == Kind::Interpreter => steps.push(start, Some(interpreted)),
-        None => steps.push(start, Some(follow)),
-        Some(mut code) => {
-            // Where the stack pointer is lost, the caller's frame is.
-            let otherwise = match kind {
-                Kind::Adapter => interpreted,
-                _ => follow,
-            };
-            sweep(kind, blob, &mut code).run(&mut wide, |addr, rule| {
-                let is_lost = rule == TableRule::NONE;
-                steps.push(addr, Some(if is_lost { otherwise } else { rule }));
-            });
-        }
-    }
-    steps.push(end, None);
-    Rules {
-        steps,
-        wide: wide.list,
-    }
-}
-
-/// Goes through the code of a blob.
-fn sweep<'a>(kind: Kind, blob: &Blob, code: &'a mut [u8]) -> Sweep<'a> {
-    let (arch, start) = (Arch::NATIVE, blob.code.start);
-    if kind == Kind::Method
-        && let Some(into) = blob.entry.checked_sub(start)
-        && let Some(entry) = code.get_mut(into as usize..)
-    {
-        let frame_bytes = blob.frame_words.wrapping_mul(8) as i64;
-        (arch.facts().restore_entry)(entry, frame_bytes);
-    }
-    match i64::try_from(blob.frame_words) {
-        Ok(words @ 1..=MAX_FRAME_WORDS) => {
-            let entries = [start, blob.osr_entry];
-            let entries = &entries[..1 + usize::from(kind == Kind::Method)];
-            Sweep::of_function(arch, code, start, entries, words * 8)
-        }
-        _ => Sweep::of_stubs(arch, code, start),
     }
 }
 

@@ -219,6 +219,82 @@ fn each_kind_of_code_has_its_rule() {
     }
 }
 
+/// `pop %rcx; call *%rax; mov %rbx,%rsp; pop %rbp; ret`, and `mov 0x618(%r15),%rsp; push %rax; ret` behind
+/// it, to which what stands on a base returns.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn virtual_threads_stand_on_a_frame_that_is_known() {
+    let memory = jvm(LAYOUT);
+    let code = b"\x59\xff\xd0\x48\x89\xdc\x5d\xc3\x49\x8b\xa7\x18\x06\x00\x00\x50\xc3";
+    let at = put_block(&memory, 3, "StubRoutines (continuation stubs)", 0, code);
+    let mut code = open(&memory);
+    let follow = TableRule::Short(Rule::FRAME_POINTER);
+    for (into, expected) in [
+        (0, from_sp(1, 0)),
+        (1, follow),
+        (6, follow),
+        // The last byte before the address that is returned to.
+        (7, from_sp(10, 2)),
+        (8, from_sp(10, 2)),
+        (15, from_sp(10, 2)),
+        (16, from_sp(11, 2)),
+    ] {
+        assert_eq!(rule(&mut code, at + into), expected, "{into}");
+    }
+}
+
+/// `push %rdx; sub $8,%rsp; mov %rbp,(%rsp); and $-16,%rsp; call *%rax; mov (%rsp),%rbp; add $8,%rsp;
+/// pop %rdx; jmp *%rax`.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn handler_pushes_its_return_address_itself() {
+    let memory = jvm(LAYOUT);
+    let code = b"\x52\x48\x83\xec\x08\x48\x89\x2c\x24\x48\x83\xe4\xf0\xff\xd0\
+                 \x48\x8b\x2c\x24\x48\x83\xc4\x08\x5a\xff\xe0";
+    let at = put_block(&memory, 3, "ExceptionBlob", 2, code);
+    let mut code = open(&memory);
+    for (into, expected) in [
+        // Below the stack pointer: popped before the jump here.
+        (0, from_sp(0, 0)),
+        (1, from_sp(1, 0)),
+        (9, from_sp(2, 2)),
+        (13, from_sp(2, 2)),
+        (23, from_sp(1, 0)),
+        (24, from_sp(0, 0)),
+    ] {
+        assert_eq!(rule(&mut code, at + into), expected, "{into}");
+    }
+}
+
+/// `pop %rax; sub $0x20,%rsp; push %rax; jmp *%rcx`: it makes room above the return address.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn return_address_is_where_an_adapter_moves_it() {
+    let memory = jvm(LAYOUT);
+    let code = b"\x58\x48\x83\xec\x20\x50\xff\xe1";
+    let at = put_block(&memory, 3, "I2C/C2I adapters", 0, code);
+    let mut code = open(&memory);
+    assert_eq!(rule(&mut code, at), from_sp(1, 0));
+    assert_eq!(rule(&mut code, at + 1), from_sp(0, 0));
+    // Where it was, something else may lie now.
+    assert_eq!(rule(&mut code, at + 5), TableRule::Wide(0));
+    let table = code.table(chunk_of(at)).unwrap();
+    let TableRule::Wide(moved) = table.lookup(at + 6) else {
+        panic!("{:?}", table.lookup(at + 6));
+    };
+    let moved = table.wide[moved as usize];
+    assert_eq!((moved.cfa_offset, moved.ra_offset), (0x28, -0x28));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn data_among_transitions_is_no_code() {
+    let memory = jvm(LAYOUT);
+    // Data that would decode to `push %rax`.
+    let at = put_block(&memory, 3, "InlineCacheBuffer", 0, &[0x50; 64]);
+    assert_eq!(rule(&mut open(&memory), at + 32), from_sp(1, 0));
+}
+
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn code_that_takes_the_place_of_other_code_is_noticed() {
@@ -230,6 +306,24 @@ fn code_that_takes_the_place_of_other_code_is_noticed() {
     memory.put(HEAP + (3 << LOG2), &[0; 8]);
     code.compare();
     assert_eq!(code.take_tables(), [(chunk_of(at), None)]);
+}
+
+/// `push %rbp; ret`, behind other stubs that were there before.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn stub_that_is_added_is_noticed_by_the_next_stack() {
+    let memory = jvm(LAYOUT);
+    let at = put_block(
+        &memory,
+        3,
+        "vtable chunks",
+        0,
+        b"\xc3\xcc\xcc\xcc\xcc\xcc\xcc\xcc",
+    );
+    let mut code = open(&memory);
+    assert_ne!(rule(&mut code, at + 5), from_sp(2, 2));
+    memory.put(at + 4, b"\x55\xc3");
+    assert_eq!(rule(&mut code, at + 5), from_sp(2, 2));
 }
 
 #[test]
