@@ -52,6 +52,10 @@ pub fn normalize(
             }
         }
     }
+    // No thread begins in code made at run time: its stack has a zero where no return address is.
+    if stop == StopReason::Root && !matches!(frames.last(), Some(RawFrame::File(..))) {
+        stop = StopReason::FramePointerEnd;
+    }
     // A thread of the kernel has no user stack to miss, unless its kernel stack is missing too.
     if stop != StopReason::NoUserStack || !is_in_kernel {
         frames.push(RawFrame::Cut(stop));
@@ -77,10 +81,30 @@ fn lookup_addrs(frames: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::BinaryId;
 
     fn check(frames: &[u64], expected: &[u64]) {
         let found: Vec<_> = lookup_addrs(frames.iter().copied()).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn stack_ends_in_a_file() {
+        let ends = |found: Found| {
+            let addresses = Addresses {
+                kernel: [].into_iter(),
+                user: [0x10].into_iter(),
+                stop: StopReason::Root,
+            };
+            let mut frames = Vec::new();
+            normalize(addresses, ProcessId(0), |_| found, &mut frames);
+            frames.pop()
+        };
+        let cut = Some(RawFrame::Cut(StopReason::FramePointerEnd));
+        assert_eq!(ends(Found::Anonymous), cut);
+        assert_eq!(ends(Found::Nowhere), cut);
+        let whole = Some(RawFrame::Cut(StopReason::Root));
+        assert_eq!(ends(Found::File(BinaryId(0), 0)), whole);
     }
 
     #[test]

@@ -11,7 +11,6 @@ const ROOTS: &[&str] = &[
     "__clone",
     "clone3",
     "__clone3",
-    "start_thread",
     "runtime.goexit",
     "runtime.goexit.abi0",
     "runtime.mstart",
