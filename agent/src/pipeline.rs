@@ -169,6 +169,8 @@ pub struct Recording {
     ended: VecDeque<(u64, u32)>,
     frames: Vec<RawFrame>,
     command: Option<u32>,
+    /// Samples, kept or not.
+    taken: u64,
     filtered: u64,
     malformed: u64,
     names: NameCache,
@@ -215,6 +217,7 @@ impl Recording {
             ended: VecDeque::new(),
             frames: Vec::new(),
             command: None,
+            taken: 0,
             filtered: 0,
             malformed: 0,
             names: NameCache::default(),
@@ -358,21 +361,33 @@ impl Recording {
     fn read(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
         batch.ring.clear();
+        batch.samples.clear();
+        batch.nonsense = 0;
         batch.side_band.clear();
-        self.capture.read(&mut batch);
+        let until_mono_ns = now_mono_ns();
+        self.capture.read(&mut batch, until_mono_ns);
         self.side_band.extend(side_band::records(&batch.side_band));
         // Each CPU has a ring of its own, so the order must be made.
         self.side_band
             .make_contiguous()
             .sort_by_key(|record| record.time_mono_ns);
-        for record in record::records(&batch.ring) {
-            let Some(record) = record else {
-                self.malformed += 1;
-                continue;
-            };
+        let (mut records, mut malformed) = (Vec::new(), batch.nonsense);
+        for record in record::records(&batch.ring).chain(record::records(&batch.samples)) {
+            match record {
+                Some(record) => records.push(record),
+                None => malformed += 1,
+            }
+        }
+        self.malformed += malformed;
+        // What belongs to a sample has its time, and stays before it.
+        records.sort_by_key(Record::time_mono_ns);
+        for record in records {
             self.apply_side_band_until(record.time_mono_ns());
             match record {
-                Record::Sample(sample) => self.sample(&sample),
+                Record::Sample(sample) => {
+                    self.taken += 1;
+                    self.sample(&sample);
+                }
                 Record::SlowCall(call) => self.slow_calls.push(call),
                 Record::Snapshot(snapshot) => self.early.add_stack(&snapshot),
                 Record::Exec(event) if Some(event.pid) == self.command => {
@@ -386,8 +401,11 @@ impl Recording {
                 Record::Exit(event) => {
                     let is_last_thread = event.is_last_thread != 0;
                     let (pid, tid) = (event.pid, event.tid);
-                    self.account
-                        .thread_exit(pid, tid, event.thread_cpu_ns, is_last_thread);
+                    // The kernel tells of ends from before the window too.
+                    if event.header.time_mono_ns >= self.start_mono_ns {
+                        self.account
+                            .thread_exit(pid, tid, event.thread_cpu_ns, is_last_thread);
+                    }
                     if is_last_thread {
                         self.table.exit(pid);
                         self.ended.push_back((event.header.time_mono_ns, pid));
@@ -395,7 +413,7 @@ impl Recording {
                 }
             }
         }
-        self.apply_side_band_until(u64::MAX);
+        self.apply_side_band_until(until_mono_ns);
         self.table.forget_exited();
         self.table
             .look_for_unmapped(now_mono_ns(), &mut self.binaries);
@@ -567,7 +585,7 @@ impl Recording {
         let profile = self.profile(end_mono_ns, WINDOW_PATIENCE)?;
         self.samples = Samples::default();
         self.table.forget_sampled();
-        self.filtered = 0;
+        (self.taken, self.filtered) = (0, 0);
         self.open_window();
         self.start_mono_ns = end_mono_ns;
         Ok(profile)
@@ -604,7 +622,8 @@ impl Recording {
             quality.expected *= kept / (kept + self.filtered as f64);
         }
         let mut counted = self.count_losses()?;
-        let taken = counted.remove(Counter::SamplesTaken.name()).unwrap_or(0);
+        let dropped = counted.get(Counter::RingFull.name()).copied();
+        let taken = self.taken + dropped.unwrap_or(0);
         counted.insert("ticks_missed", ticks_missed(quality.expected, taken));
         quality
             .lost
@@ -612,7 +631,7 @@ impl Recording {
         Ok(profile)
     }
 
-    /// What was lost in this window, and how many samples were taken.
+    /// What was lost in this window.
     fn count_losses(&mut self) -> Result<BTreeMap<&'static str, u64>> {
         let losses = self.tables.losses();
         let mut all = vec![

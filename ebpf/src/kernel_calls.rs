@@ -8,7 +8,7 @@ use hotspan_abi::{
     counters::Counter,
     durations::{BUCKETS, Durations, bucket_of},
     limits::WINDOW_WORDS,
-    settings::{GENERATION_OF_AGENT, GENERATION_OF_KERNEL},
+    settings::Generations,
     unwind::{SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
@@ -131,6 +131,23 @@ pub unsafe fn kernel_stack(ctx: *mut c_void, frames: *mut u64, bytes: u32) -> i6
     unsafe { raw::bpf_get_stack(ctx, frames.cast::<c_void>(), bytes, 0) }
 }
 
+/// Sets a number in memory of a map that the agent reads, after all that was written before.
+#[inline(always)]
+pub fn publish(place: &mut u64, number: u64) {
+    // The processor keeps writes in their order.
+    #[cfg(bpf_target_arch = "x86_64")]
+    // SAFETY: a plain number.
+    unsafe {
+        core::ptr::write_volatile(place, number);
+    }
+    // An exchange is a barrier, which a plain write is not.
+    #[cfg(bpf_target_arch = "aarch64")]
+    // SAFETY: a plain number, in a map.
+    unsafe {
+        asm!("{1} = xchg_64({0} + 0, {1})", in(reg) place, inout(reg) number => _, options(nostack))
+    };
+}
+
 /// Sends a record that is read at the next tick; false when the ring is full.
 ///
 /// # Safety
@@ -231,20 +248,23 @@ impl Tables for MapTables {
 /// A number that grows whenever the agent or we change what is known of a process.
 #[inline(always)]
 pub fn generation() -> u64 {
-    let read = |who| match GENERATIONS.get_ptr(who) {
-        // SAFETY: the entry is there, and one that is changed meanwhile is read before or after.
-        Some(count) => unsafe { count.read_volatile() },
-        None => 0,
+    let Some(generations) = GENERATIONS.get_ptr(0) else {
+        return 0;
     };
-    read(GENERATION_OF_AGENT).wrapping_add(read(GENERATION_OF_KERNEL))
+    // SAFETY: the entry is there, and one that is changed meanwhile is read before or after.
+    let Generations {
+        of_agent,
+        of_kernel,
+    } = unsafe { generations.read_volatile() };
+    of_agent.wrapping_add(of_kernel)
 }
 
 /// Notes that we have changed what is known of a process.
 #[inline(always)]
 pub fn next_generation() {
-    if let Some(count) = GENERATIONS.get_ptr_mut(GENERATION_OF_KERNEL) {
+    if let Some(generations) = GENERATIONS.get_ptr_mut(0) {
         // SAFETY: the entry is there.
-        unsafe { add_to(count, 1) };
+        unsafe { add_to(&raw mut (*generations).of_kernel, 1) };
     }
 }
 

@@ -11,12 +11,13 @@ use hotspan_abi::{
     counters::COUNTERS,
     durations::Durations,
     limits::{MAX_TARGETS, RING_BYTES},
-    records::{SampleRecord, SlowCall, SnapshotRecord},
+    records::{SlowCall, SnapshotRecord},
     resources::{
         DiskRequest, EventKey, MAX_DISKS, MAX_EVENT_ROWS, MAX_RECLAIMING, MAX_REQUESTS,
         MAX_SWITCHED, SOFTIRQS, Switched, WAITING_SYSCALLS,
     },
-    settings::{Offsets, ResourceOffsets, TargetMode},
+    rings::{CHUNK_WORDS, Ring},
+    settings::{Generations, Offsets, ResourceOffsets, TargetMode},
     syscalls::{
         Begun, ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, RowKey, SLOW_NUMBERS, SlowFloor, Thread,
     },
@@ -24,7 +25,7 @@ use hotspan_abi::{
 };
 use hotspan_ebpf::unwind::Unwinder;
 
-/// Where samples and process events go.
+/// Where process events and copies of stacks go.
 #[btf_map]
 pub static EVENTS: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();
 
@@ -36,9 +37,9 @@ pub static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
 #[btf_map]
 pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 
-/// See [`hotspan_abi::settings::GENERATION_OF_AGENT`].
+/// When to forget what was known of a process.
 #[btf_map]
-pub static GENERATIONS: Array<u64, 2> = Array::new();
+pub static GENERATIONS: Array<Generations, 1, MMAPABLE> = Array::new();
 
 /// What was known of a process when this CPU sampled it last.
 #[repr(C)]
@@ -54,12 +55,12 @@ pub struct Seen {
 /// Working memory of a program that walks stacks: far too large for the 512 bytes of its own.
 #[repr(C)]
 pub struct Scratch {
+    /// Of this CPU's ring; at the start, where the agent looks for it.
+    pub ring: Ring,
     /// The process that the unwinder has entered.
     pub seen: Seen,
     /// The user stack as it is unwound.
     pub unwinder: Unwinder,
-    /// The sample as it is built.
-    pub record: SampleRecord,
     /// The slow system call that the sample is of.
     pub call: SlowCall,
     /// The stack as it is copied.
@@ -70,9 +71,14 @@ pub struct Scratch {
 /// and nothing else of that kind can run on this CPU meanwhile. The agent sets the number of entries
 /// from the number of possible CPUs.
 #[btf_map]
-pub static SCRATCH: Array<Scratch, 1> = Array::new();
+pub static SCRATCH: Array<Scratch, 1, MMAPABLE> = Array::new();
 
-/// `BPF_F_MMAPABLE`: the agent writes tables without a system call.
+/// The chunks of the rings of samples, see [`hotspan_abi::rings`], those of a CPU in a row. The agent sets the
+/// number of entries.
+#[btf_map]
+pub static SAMPLES: Array<[u64; CHUNK_WORDS], 1, MMAPABLE> = Array::new();
+
+/// `BPF_F_MMAPABLE`: the agent reads and writes it without a system call.
 const MMAPABLE: usize = 1 << 10;
 
 /// A segment of the space of unwind tables, see [`hotspan_abi::unwind`].

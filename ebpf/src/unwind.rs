@@ -90,6 +90,9 @@ pub struct Registers {
     /// The register of [`BASE_ALIGNED`]: rbx on x86-64, x19 on arm64. It belongs to an exact `ip`
     /// alone.
     pub aligned: u64,
+    /// The register that system calls return their result in: rax on x86-64, x0 on arm64. It belongs to
+    /// an exact `ip` alone.
+    pub result: u64,
 }
 
 /// The part of the stack that was read last.
@@ -129,8 +132,8 @@ impl Window {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct Search {
-    low: Forgotten,
-    high: Forgotten,
+    low: Forgotten<u32>,
+    high: Forgotten<u32>,
 }
 
 /// What a step came to.
@@ -150,10 +153,10 @@ pub struct Unwinder {
     pub registers: Registers,
     /// What is known of the process; no mappings for one that is not known.
     pub process: ProcessTable,
-    /// The mapping that was used last.
-    pub mapping: Mapping,
-    /// The one before it: calls go back and forth between a program and a library.
-    other: Mapping,
+    /// The two mappings that were used last: calls go back and forth between a program and a library.
+    recent: [Mapping; 2],
+    /// Which of them was used last.
+    last: u32,
     /// 1 when the instruction pointer is no return address: in a leaf, or where a signal hit.
     pub is_exact: u32,
     /// How sure the frames are: [`SURE`], [`LOST`] or [`GUESSED`].
@@ -204,14 +207,15 @@ impl Unwinder {
             fp: 0,
             link: 0,
             aligned: 0,
+            result: 0,
         },
         process: ProcessTable {
             mappings: 0,
             count: 0,
             is_changing: 0,
         },
-        mapping: NOWHERE,
-        other: NOWHERE,
+        recent: [NOWHERE; 2],
+        last: 0,
         is_exact: 0,
         doubt: SURE,
         is_sp_guessed: 0,
@@ -227,8 +231,8 @@ impl Unwinder {
     #[inline(always)]
     pub fn enter(&mut self, process: ProcessTable) {
         self.process = process;
-        self.mapping.end = 0;
-        self.other.end = 0;
+        self.recent[0].end = 0;
+        self.recent[1].end = 0;
     }
 
     /// Starts at a leaf with these registers, in the process that was entered last.
@@ -256,25 +260,28 @@ impl Unwinder {
     #[inline(always)]
     pub fn is_in_mapping(&mut self) -> bool {
         let addr = self.lookup_addr();
-        let Self { mapping, other, .. } = self;
-        if mapping.start <= addr && addr < mapping.end {
+        if self.mapping().holds(addr) {
             return true;
         }
-        if addr < other.start || other.end <= addr {
-            return false;
-        }
-        core::mem::swap(mapping, other);
-        true
+        self.last ^= 1;
+        self.mapping().holds(addr)
+    }
+
+    /// The mapping that was used last.
+    #[inline(always)]
+    pub fn mapping(&mut self) -> &mut Mapping {
+        &mut self.recent[opaque(self.last.into()) as usize & 1]
     }
 
     /// The rule for the frame we are at, which lies in the mapping that was used last.
     #[inline(always)]
     pub fn find_rule<T: Tables>(&mut self, tables: &T) -> Rule {
-        if self.mapping.page_count == 0 {
+        let addr = self.lookup_addr();
+        let mapping = *self.mapping();
+        if mapping.page_count == 0 {
             return self.guess(GUESSED);
         }
-        let addr = self.lookup_addr();
-        find_row(&self.mapping, addr, &mut self.search, tables)
+        find_row(&mapping, addr, &mut self.search, tables)
     }
 
     /// The rule for a frame in no mapping that is known: the code may still keep the frame pointer.
@@ -321,15 +328,16 @@ impl Unwinder {
             return false;
         }
         let at = base.wrapping_add((low - 1).wrapping_mul(MAPPING_WORDS));
-        self.other = self.mapping;
-        self.mapping = Mapping {
+        // It takes the place of the one that was used last but one.
+        let mapping = Mapping {
             start: words.pair(at),
             end: words.pair(at.wrapping_add(2)),
             pages_start: words.pair(at.wrapping_add(4)),
             pages: words.word(at.wrapping_add(6)),
             page_count: words.word(at.wrapping_add(7)),
         };
-        addr < self.mapping.end
+        *self.mapping() = mapping;
+        mapping.holds(addr)
     }
 
     /// Goes to the caller by `rule`.
@@ -388,6 +396,14 @@ impl Unwinder {
             }
             Rule::SIGNAL => self.step_signal(memory),
             Rule::SWITCH => self.step_switch(memory),
+            Rule::NEW_THREAD if self.is_exact != 0 && self.registers.result == 0 => {
+                Step::Stop(StopReason::Root)
+            }
+            Rule::NEW_THREAD if M::Arch::CALL_PUSHES == 0 => self.step_link::<M>(self.registers.sp),
+            Rule::NEW_THREAD => {
+                let sp = self.registers.sp;
+                self.pop(sp.wrapping_add(M::Arch::CALL_PUSHES), 0, sp, memory)
+            }
             Rule::PLT => {
                 let above = M::Arch::plt_cfa_bytes(self.registers.ip);
                 let cfa = self.registers.sp.wrapping_add(above);
@@ -455,8 +471,9 @@ impl Unwinder {
     /// at `fp_at` unless that is 0.
     #[inline(always)]
     fn pop<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, ra_at: u64, memory: &mut M) -> Step {
-        // The stack grows down: a caller's frame lies above its callee's.
-        if cfa <= self.registers.sp || cfa >= USER_END {
+        // The stack grows down: a caller's frame lies above its callee's, but for a leaf that has just popped
+        // its return address.
+        if cfa.wrapping_add(u64::from(self.is_exact)) <= self.registers.sp || cfa >= USER_END {
             return Step::Stop(StopReason::NoUnwindTable);
         }
         self.load(cfa, fp_at, ra_at, memory)
@@ -557,6 +574,9 @@ impl Unwinder {
         let Some(aligned) = self.window.word(frame.wrapping_add(places.aligned), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
+        let Some(result) = self.window.word(frame.wrapping_add(places.result), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
         let Some(sp) = self.window.word(frame.wrapping_add(places.sp), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
@@ -569,6 +589,7 @@ impl Unwinder {
         self.registers.fp = fp;
         self.registers.link = link;
         self.registers.aligned = aligned;
+        self.registers.result = result;
         let step = self.arrive(ip, sp);
         self.is_exact = 1;
         step

@@ -29,16 +29,26 @@ pub fn opaque(number: u64) -> u64 {
 /// comparison. Of what it reads from a map it remembers nothing, so after a step all ways look alike.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(transparent)]
-pub struct Forgotten(u32);
+pub struct Forgotten<T>(T);
 
-impl Forgotten {
+impl Forgotten<u32> {
     /// Zero.
     pub const ZERO: Self = Self(0);
+}
+
+impl<T: Copy> Forgotten<T> {
+    /// In this place.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub fn at(place: &mut T) -> &mut Self {
+        // SAFETY: it is nothing but the number.
+        unsafe { &mut *(&raw mut *place).cast() }
+    }
 
     /// Sets the number.
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub fn set(&mut self, number: u32) {
+    pub fn set(&mut self, number: T) {
         // SAFETY: a plain number that is ours.
         unsafe { core::ptr::write_volatile(&raw mut self.0, number) };
     }
@@ -47,7 +57,7 @@ impl Forgotten {
     #[allow(unsafe_code)]
     #[inline(always)]
     #[must_use]
-    pub fn get(&self) -> u32 {
+    pub fn get(&self) -> T {
         // SAFETY: a plain number that is ours.
         unsafe { core::ptr::read_volatile(&raw const self.0) }
     }

@@ -229,6 +229,10 @@ impl<'a> Btf<'a> {
             task_pid: member!(self, "task_struct", "pid")?,
             task_mm: member!(self, "task_struct", "mm")?,
             task_stack: member!(self, "task_struct", "stack")?,
+            #[cfg(target_arch = "x86_64")]
+            task_thread_pointer: member!(self, "task_struct", "thread.fsbase")?,
+            #[cfg(target_arch = "aarch64")]
+            task_thread_pointer: member!(self, "task_struct", "thread.uw.tp_value")?,
             task_signal: member!(self, "task_struct", "signal")?,
             task_sum_exec_runtime: member!(self, "task_struct", "se.sum_exec_runtime")?,
             task_pending_signals: member!(self, "task_struct", "pending.signal")?,

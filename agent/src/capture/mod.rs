@@ -10,7 +10,9 @@ mod cpus;
 mod durations;
 mod events;
 pub mod features;
+mod mapped;
 mod perf_event;
+mod sample_rings;
 mod syscalls;
 mod tables;
 
@@ -31,6 +33,7 @@ use hotspan_abi::{
     counters::{COUNTERS, Counter},
     durations::Durations,
     limits::{RING_BYTES, WALKERS},
+    records::RecordHeader,
     resources::MAX_EVENT_ROWS,
     settings::{Offsets, ResourceOffsets, TargetMode},
     syscalls::MAX_ROWS,
@@ -43,6 +46,7 @@ pub use cgroup::{Cgroup, CgroupError};
 pub use events::{EventCapture, EventRow};
 use features::KernelVersion;
 use perf_event::{Sampler, SideBand};
+use sample_rings::SampleRings;
 pub use syscalls::{InFlight, ProcessSyscall, SyscallCapture};
 pub use tables::{DEFAULT_TABLE_BYTES, TABLE_BYTES, TableMaps};
 
@@ -98,6 +102,10 @@ impl Default for Settings {
 pub struct Batch {
     /// Records of the ring buffer, back to back; each knows its length.
     pub ring: Vec<u8>,
+    /// Samples, likewise, in the order of each CPU.
+    pub samples: Vec<u8>,
+    /// How often one could not be told from the next.
+    pub nonsense: u64,
     /// Records of the perf side band, back to back; each knows its length.
     pub side_band: Vec<u8>,
 }
@@ -121,6 +129,9 @@ pub struct Capture {
     /// When it was looked last which CPUs there are.
     looked: Instant,
     ring: RingBuf<MapData>,
+    /// Records of the ring buffer that the next batch begins with.
+    later: Vec<u8>,
+    samples: SampleRings,
     counts: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, u32>,
     /// The unwind tables.
@@ -179,8 +190,13 @@ impl Capture {
         let counts = PerCpuArray::try_from(take_map(&mut programs, "COUNTS")?)?;
         let targets = HashMap::try_from(take_map(&mut programs, "TARGETS")?)?;
         let tables = TableMaps::take(&mut programs)?;
+        let possible = cpus::possible_count()?;
+        let chunks = sample_rings::chunk_count(tick_rate_hz(settings), possible);
+        let samples = SampleRings::take(&mut programs, possible, chunks)?;
         Ok(Self {
             tables,
+            samples,
+            later: Vec::new(),
             cpus,
             rate_hz,
             has_started: false,
@@ -201,16 +217,15 @@ impl Capture {
         self.targets
             .insert(pid, flags, 0)
             .with_context(|| format!("cannot follow process {pid}: too many processes"))?;
-        self.tables.next_generation()
+        self.tables.next_generation();
+        Ok(())
     }
 
     /// Makes a process that has ended a target no more.
     pub fn remove_target(&mut self, pid: u32) {
         // It is not there when it never was one.
-        if self.targets.remove(&pid).is_ok()
-            && let Err(error) = self.tables.next_generation()
-        {
-            tracing::debug!(pid, reason = %error, "an ended process is still remembered");
+        if self.targets.remove(&pid).is_ok() {
+            self.tables.next_generation();
         }
     }
 
@@ -247,13 +262,25 @@ impl Capture {
         }
     }
 
-    /// Appends everything that has arrived to `batch`.
+    /// Appends everything that happened up to `until_mono_ns`, which is now, to `batch`. What happens meanwhile
+    /// is left for the next one, or else an event could come before a sample that it followed.
     ///
-    /// The ring is read before the side band: a mapping is announced before the first sample in
-    /// it, so every sample's mappings are in this batch or an earlier one.
-    pub fn read(&mut self, batch: &mut Batch) {
+    /// The samples are read before the ring buffer: a copy of a stack is sent before its sample, so it is in
+    /// this batch or an earlier one. Both are read before the side band: a mapping is announced before the
+    /// first sample in it.
+    pub fn read(&mut self, batch: &mut Batch, until_mono_ns: u64) {
+        let take = |record: &[u8]| batch.samples.extend_from_slice(record);
+        batch.nonsense += self.samples.drain(until_mono_ns, take);
+        batch.ring.append(&mut self.later);
         while let Some(record) = self.ring.next() {
-            batch.ring.extend_from_slice(&record);
+            let header = RecordHeader::of(&record);
+            let is_later = header.is_some_and(|header| header.time_mono_ns > until_mono_ns);
+            let to = if is_later {
+                &mut self.later
+            } else {
+                &mut batch.ring
+            };
+            to.extend_from_slice(&record);
         }
         for cpu in &mut self.cpus {
             let take = |record: &[u8]| batch.side_band.extend_from_slice(record);
@@ -425,6 +452,7 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
     let cpus = cpus::possible_count()?;
     let own_pid = std::process::id();
     let slowest = settings.slowest.unwrap_or(0);
+    let chunks = sample_rings::chunk_count(tick_rate_hz(settings), cpus);
     let mut loader = EbpfLoader::new();
     loader
         // Nothing in the object needs the kernel's types: we have read what we want of them.
@@ -440,14 +468,14 @@ fn load_object(settings: &Settings, extent: Extent) -> Result<(Ebpf, ResourceOff
         .override_global("SLOWEST", &slowest, true);
     match extent {
         Extent::Samples => {
-            // The first slow calls come all at once, each with a copy of its stack.
-            let rate_hz = settings.slowest.map_or(settings.rate_hz, |_| 4000);
             loader
                 .map_max_entries("SCRATCH", cpus * WALKERS)
-                .map_max_entries("EVENTS", ring_bytes(cpus, rate_hz));
+                .map_max_entries("SAMPLES", cpus * chunks)
+                .map_max_entries("EVENTS", ring_bytes(cpus, tick_rate_hz(settings)));
         }
         Extent::Syscalls => {
-            loader.map_max_entries("EVENTS", ring_bytes(cpus, 1));
+            // Starts and ends of processes alone.
+            loader.map_max_entries("EVENTS", RING_BYTES / 4);
             let rows = row_count(cpus, MAX_ROWS);
             for name in ["SYSCALL_ROW_OF", "SYSCALL_ROWS", "FREE_ROWS"] {
                 loader.map_max_entries(name, rows);
@@ -528,12 +556,17 @@ const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 168;
 #[cfg(target_arch = "aarch64")]
 const SAVED_REGISTERS_OFFSET: u32 = (16 << 10) - 336;
 
-/// Bytes for three seconds of samples with 64 frames on every CPU, and for some copies of stacks.
+/// How many samples a second are reckoned with: the first slow calls come all at once.
+fn tick_rate_hz(settings: &Settings) -> u32 {
+    settings.slowest.map_or(settings.rate_hz, |_| 4000)
+}
+
+/// Bytes for starts and ends of processes, and for copies of stacks of a twentieth of a second.
 fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
-    const SAMPLE_BYTES: u64 = 56 + 64 * 8 + 8;
-    let wanted = u64::from(cpus) * u64::from(rate_hz) * SAMPLE_BYTES * 3;
-    let most = u64::from(RING_BYTES) * 16;
-    wanted.clamp(1 << 20, most).next_power_of_two() as u32
+    const COPY_BYTES: u64 = 32 << 10;
+    let wanted = u64::from(cpus) * u64::from(rate_hz) * COPY_BYTES / 20;
+    let least = u64::from(RING_BYTES);
+    wanted.clamp(least, least * 16).next_power_of_two() as u32
 }
 
 fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {

@@ -3,9 +3,10 @@
 
 use std::{
     io,
+    mem::offset_of,
     ops::RangeInclusive,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    ptr::{self, NonNull},
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::{Context, Result};
@@ -14,11 +15,11 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
-use hotspan_abi::settings::GENERATION_OF_AGENT;
+use hotspan_abi::settings::Generations;
 use hotspan_abi::unwind::{MAX_SEGMENTS, ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 use hotspan_ebpf::unwind::Tables;
 
-use super::{bpf_syscall, take_map};
+use super::{bpf_syscall, mapped::MappedArray, take_map};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const SEGMENT_BYTES: usize = SEGMENT_WORDS * 4;
@@ -35,9 +36,7 @@ pub struct TableMaps {
     outer: MapData,
     wide: Array<MapData, [u32; WIDE_RULE_WORDS]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
-    generations: Array<MapData, u64>,
-    /// Our entry of the above.
-    generation: u64,
+    generations: MappedArray,
     segments: Vec<Segment>,
     /// What is in `wide`.
     wide_rules: Vec<WideRule>,
@@ -54,22 +53,24 @@ impl TableMaps {
             outer,
             wide: Array::try_from(take_map(programs, "WIDE_RULES")?)?,
             processes: HashMap::try_from(take_map(programs, "PROCESSES")?)?,
-            generations: Array::try_from(take_map(programs, "GENERATIONS")?)?,
-            generation: 0,
+            generations: MappedArray::take(programs, "GENERATIONS", 1)?.0,
             segments: Vec::new(),
             wide_rules: Vec::new(),
         };
         // The programs' memory is zero at first, and no process is known by that.
-        tables.next_generation()?;
+        tables.next_generation();
         Ok(tables)
     }
 
     /// Makes the programs forget what they remember of processes.
-    pub fn next_generation(&mut self) -> Result<()> {
-        self.generation += 1;
-        Ok(self
+    pub fn next_generation(&mut self) {
+        let word = self
             .generations
-            .set(GENERATION_OF_AGENT, self.generation, 0)?)
+            .at::<AtomicU64>(offset_of!(Generations, of_agent));
+        // SAFETY: it lies inside of the mapping, and is read and written as a whole on both sides.
+        if let Some(word) = word.map(|word| unsafe { word.as_ref() }) {
+            word.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Makes the space at least `count` segments long.
@@ -145,8 +146,10 @@ pub(super) fn try_segment() -> io::Result<()> {
 /// One segment: a map of a single large value, mapped into our memory.
 struct Segment {
     fd: OwnedFd,
-    words: NonNull<u32>,
+    memory: MappedArray,
 }
+
+type SegmentWords = [u32; SEGMENT_WORDS];
 
 impl Segment {
     fn create() -> io::Result<Self> {
@@ -158,39 +161,26 @@ impl Segment {
             flags: BPF_F_MMAPABLE,
             btf: None,
         })?;
-        // SAFETY: a new mapping, at an address of the kernel's choice.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                SEGMENT_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let words = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { fd, words })
+        let memory = MappedArray::new(fd.as_fd(), SEGMENT_BYTES)?;
+        Ok(Self { fd, memory })
     }
 
     fn words(&self) -> &[u32] {
         // SAFETY: the mapping is this long, and only we write it.
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), SEGMENT_WORDS) }
+        let words = self
+            .memory
+            .at::<SegmentWords>(0)
+            .map(|words| unsafe { words.as_ref() });
+        words.map_or(&[], |words| words)
     }
 
     fn words_mut(&mut self) -> &mut [u32] {
         // SAFETY: the mapping is this long and ours alone on this side; the kernel side reads it a
         // word at a time and copes with any value.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), SEGMENT_WORDS) }
-    }
-}
-
-impl Drop for Segment {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nothing refers to it any more.
-        unsafe { libc::munmap(self.words.as_ptr().cast(), SEGMENT_BYTES) };
+        let words = self
+            .memory
+            .at::<SegmentWords>(0)
+            .map(|mut words| unsafe { words.as_mut() });
+        words.map_or(&mut [], |words| words)
     }
 }

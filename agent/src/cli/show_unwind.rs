@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use object::ReadCache;
 
 use super::UsageError;
@@ -50,6 +50,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(go) = &go {
         found.rows = go::merge(go, &found.rows);
     }
+    ensure!(
+        !found.report.text.is_empty() || !found.rows.rows.is_empty(),
+        "{} has no code: it is cut off, or no program and no library",
+        args.file.display()
+    );
     let mut paths = vec![path];
     paths.extend(
         debug_file

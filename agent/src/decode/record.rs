@@ -1,4 +1,4 @@
-//! Records of the ring buffer: the one place where bytes become structures.
+//! Records of our programs: the one place where bytes become structures.
 #![allow(unsafe_code)] // The cast below.
 
 use hotspan_abi::limits::COMM_BYTES;
@@ -218,7 +218,10 @@ mod tests {
 
     #[test]
     fn snapshot_has_as_many_words_as_it_says() {
-        let mut bytes: Vec<u8> = [5, 88, 7, 0, 1, 2, 0x1000, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0]
+        let header = [
+            5, 96, 7, 0, 1, 2, 0x1000, 0, 1, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0,
+        ];
+        let mut bytes: Vec<u8> = header
             .iter()
             .flat_map(|field: &u32| field.to_ne_bytes())
             .collect();
@@ -226,7 +229,13 @@ mod tests {
         let Some(Some(Record::Snapshot(snapshot))) = records(&bytes).next() else {
             panic!()
         };
-        assert_eq!((snapshot.header.cpu, snapshot.header.start), (1, 0x1000));
+        let SnapshotHeader {
+            cpu,
+            start,
+            readable,
+            ..
+        } = snapshot.header;
+        assert_eq!((cpu, start, readable), (1, 0x1000, 1));
         assert_eq!(snapshot.words().collect::<Vec<_>>(), [8, 9]);
         bytes[20] = 3;
         assert_eq!(records(&bytes).collect::<Vec<_>>(), [None]);

@@ -187,12 +187,16 @@ fn recorded_aarch64(line: &str) -> Recorded {
             fp,
             link,
             aligned: 0,
+            result: NO_NEW_THREAD,
         },
         start: sp,
         words: words.collect(),
         callers: callers.collect(),
     }
 }
+
+/// A result of a system call, as the programs have it that go on where threads begin.
+const NO_NEW_THREAD: u64 = 1;
 
 const AARCH64: &[u8] = include_bytes!("chains/aarch64.elf");
 const AARCH64_STEPS: &str = include_str!("chains/aarch64.steps");
@@ -288,6 +292,7 @@ fn steps_on_x86_64_have_their_callers() {
                 fp,
                 link,
                 aligned,
+                result: NO_NEW_THREAD,
             },
             start,
             words,

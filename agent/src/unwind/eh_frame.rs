@@ -6,10 +6,13 @@
 use std::{borrow::Borrow, ops::Range};
 
 use gimli::{DebugFrame, EhFrame, LittleEndian};
+use hotspan_abi::unwind::Rule;
 use object::ReadRef;
 
 use super::{
-    Found, Refused, Rows, TableRule, bare_code,
+    Found, Refused, Rows, TableRule,
+    arch::Arch,
+    bare_code,
     cfi::{Frames, Output},
     image::{FrameSection, Image},
     steps::Steps,
@@ -47,7 +50,7 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     Ok(Found {
         arch,
         rows: Rows {
-            rows: close(&steps),
+            rows: close(arch, &steps),
             wide: output.wide.list,
         },
         report: output.report,
@@ -101,17 +104,25 @@ fn code<'a, R: ReadRef<'a>>(image: &Image<'a, R>, range: Range<u64>) -> &'a [u8]
         .unwrap_or_default()
 }
 
-/// Makes rows: padding belongs to the row before it, all else that is not known has no rule.
-fn close(steps: &Steps) -> Vec<(u64, TableRule)> {
+/// Makes rows: padding belongs to the row before it, all else that is not known has no rule. glibc says
+/// nothing of the instructions in which a new thread and its parent part: what is said behind them is the
+/// thread's.
+fn close(arch: Arch, steps: &Steps) -> Vec<(u64, TableRule)> {
+    let just_called = Some(TableRule::Short(arch.facts().just_called));
+    let root = Some(TableRule::Short(Rule::ROOT));
     let mut rows: Vec<(u64, TableRule)> = Vec::with_capacity(steps.len());
     let mut following = steps.iter().skip(1);
     for (addr, rule) in steps.iter() {
         let next = following.next();
-        let is_padding = || next.is_some_and(|next| next.0 - addr <= PADDING_BYTES);
-        let rule = match rule {
-            Some(rule) => rule,
-            None if is_padding() => continue,
-            None => TableRule::NONE,
+        let before = rows.last().map(|row| row.1);
+        let is_padding = next.is_some_and(|next| next.0 - addr <= PADDING_BYTES);
+        let rule = match (rule, next) {
+            (Some(rule), _) => rule,
+            (None, Some(next)) if is_padding && before == just_called && next.1 == root => {
+                TableRule::Short(Rule::NEW_THREAD)
+            }
+            (None, _) if is_padding => continue,
+            (None, _) => TableRule::NONE,
         };
         if rows.last().is_none_or(|last| last.1 != rule) {
             rows.push((addr, rule));

@@ -4,7 +4,7 @@
 //! frames that the kernel side would have found, because it is the same code.
 
 use hotspan_abi::{
-    limits::{MAX_USER_FRAMES, WINDOW_WORDS},
+    limits::{MAX_USER_FRAMES, SNAPSHOT_PIECE_WORDS, WINDOW_WORDS},
     records::{EXACT_ADDRESS, SnapshotHeader, StopReason},
     unwind::{MAX_MAPPINGS, MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
 };
@@ -22,6 +22,8 @@ pub struct StackCopy {
     pub start: u64,
     /// The words.
     pub words: Vec<u64>,
+    /// Which pieces of them were read, see [`SnapshotHeader::readable`].
+    pub readable: u64,
 }
 
 /// The frames of `stack`, leaf first and marked as in a sample, and why they end. `mappings` are those of
@@ -76,9 +78,10 @@ impl ReadMemory for StackCopy {
     type Arch = Native;
 
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
-        let there = self
-            .index(addr)
-            .and_then(|at| self.words.get(at..)?.first_chunk());
+        let there = self.index(addr).and_then(|at| {
+            self.has(at + WINDOW_WORDS - 1)
+                .then(|| self.words.get(at..)?.first_chunk())?
+        });
         there.map(|there| *words = *there).is_some()
     }
 
@@ -98,15 +101,27 @@ impl StackCopy {
                 fp: header.fp,
                 link: header.link,
                 aligned: header.aligned,
+                result: header.result,
             },
             start: header.start,
             words,
+            readable: header.readable,
         }
     }
 
     fn index(&self, addr: u64) -> Option<usize> {
         let into = addr.checked_sub(self.start)?;
-        (into % 8 == 0).then_some((into / 8) as usize)
+        let index = (into / 8) as usize;
+        (into % 8 == 0 && self.has(index)).then_some(index)
+    }
+
+    /// Whether a word was read.
+    fn has(&self, index: usize) -> bool {
+        let piece = u32::try_from(index / SNAPSHOT_PIECE_WORDS);
+        let bit = piece
+            .ok()
+            .and_then(|piece| self.readable.checked_shr(piece));
+        bit.is_some_and(|bit| bit & 1 != 0)
     }
 }
 
@@ -198,6 +213,7 @@ mod tests {
             registers,
             start: STACK,
             words,
+            readable: u64::MAX,
         }
     }
 
@@ -219,6 +235,22 @@ mod tests {
         let (frames, stop) = unwind(stack(vec![0, 0, TEXT + 0x10]), &[mapping], &space);
         assert_eq!(frames, [TEXT + 4, TEXT + 0x10]);
         assert_eq!(stop, StopReason::StackReadFailed);
+    }
+
+    #[test]
+    fn what_was_not_read_is_no_stack() {
+        let (space, mapping) = space();
+        let mut words = vec![0; 2 * SNAPSHOT_PIECE_WORDS];
+        words[2] = TEXT + 0x10;
+        let mut hole = stack(words);
+        // The next return address lies in the second piece.
+        hole.registers.sp = STACK + 8 * SNAPSHOT_PIECE_WORDS as u64 - 8;
+        hole.readable = 1;
+        let (frames, stop) = unwind(hole.clone(), &[mapping], &space);
+        assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
+        hole.registers.sp = STACK + 8;
+        let (frames, stop) = unwind(hole, &[mapping], &space);
+        assert_eq!((frames.len(), stop), (2, StopReason::Root));
     }
 
     #[test]

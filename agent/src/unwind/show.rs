@@ -69,6 +69,7 @@ fn name(rule: Rule) -> &'static str {
         Rule::FRAME_POINTER => "frame-pointer",
         Rule::SWITCH => "stack-switch",
         Rule::UNSEEN => "unseen",
+        Rule::NEW_THREAD => "new-thread",
         _ => "none",
     }
 }

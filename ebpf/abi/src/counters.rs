@@ -23,9 +23,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Samples of a target that were taken, kept or not.
-    SamplesTaken = "samples_taken",
-    /// The ring buffer had no room for a sample.
+    /// A CPU's ring of samples had no room for one, or the ring buffer none for a slow call.
     RingFull = "ring_full",
     /// The ring buffer had no room for a process event.
     RingFullProcess = "process_event_ring_full",

@@ -10,6 +10,7 @@ pub mod durations;
 pub mod limits;
 pub mod records;
 pub mod resources;
+pub mod rings;
 pub mod settings;
 pub mod syscalls;
 pub mod unwind;

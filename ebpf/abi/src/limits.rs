@@ -31,6 +31,10 @@ pub const SNAPSHOT_PIECE_WORDS: usize = 128;
 /// Pieces of a snapshot at most: 64 KiB of stack. An interpreter that loads its library uses half of it.
 pub const SNAPSHOT_PIECES: usize = 64;
 
+/// So many pieces in a row may be unreadable inside a stack: pages that a large frame has not touched yet
+/// are not in memory.
+pub const SNAPSHOT_HOLE_PIECES: usize = 16;
+
 /// Words of a snapshot.
 pub const SNAPSHOT_WORDS: usize = SNAPSHOT_PIECES * SNAPSHOT_PIECE_WORDS;
 const _: () = assert!(SNAPSHOT_PIECES.is_power_of_two() && SNAPSHOT_PIECE_WORDS.is_power_of_two());
@@ -38,8 +42,8 @@ const _: () = assert!(SNAPSHOT_PIECES.is_power_of_two() && SNAPSHOT_PIECE_WORDS.
 /// Length of a thread name with its terminating zero (`TASK_COMM_LEN`).
 pub const COMM_BYTES: usize = 16;
 
-/// Ring shared by all CPUs. Holds three seconds of 64-frame samples at 99 Hz on 16 CPUs; the
-/// agent scales it with the number of CPUs and the rate, and never sleeps that long.
+/// Ring buffer that all CPUs share, of process events and copies of stacks; the agent makes it larger for many
+/// CPUs and high rates.
 pub const RING_BYTES: u32 = 4 << 20;
 const _: () = assert!(RING_BYTES.is_power_of_two());
 

@@ -1,4 +1,4 @@
-//! What the kernel side sends through the ring buffer.
+//! What the kernel side sends, through the ring buffer or the rings of samples ([`crate::rings`]).
 //!
 //! Every record starts with a [`RecordHeader`], which knows the record's kind and its whole
 //! length. A [`SampleHeader`] is followed by `kernel_frames + user_frames` addresses of 8 bytes.
@@ -55,6 +55,20 @@ pub struct RecordHeader {
     pub time_mono_ns: u64,
 }
 const _: () = assert!(size_of::<RecordHeader>() == 16);
+
+impl RecordHeader {
+    /// That of a record.
+    #[must_use]
+    pub fn of(record: &[u8]) -> Option<Self> {
+        let (kind, rest) = record.split_first_chunk()?;
+        let (total_bytes, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            kind: u32::from_ne_bytes(*kind),
+            total_bytes: u32::from_ne_bytes(*total_bytes),
+            time_mono_ns: u64::from_ne_bytes(*rest.first_chunk()?),
+        })
+    }
+}
 
 /// Why the user part of a stack ends where it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +154,8 @@ pub struct SnapshotHeader {
     pub words: u32,
     /// Address of the first word.
     pub start: u64,
+    /// Which pieces could be read, the first in the lowest bit. The words of others say nothing.
+    pub readable: u64,
     /// Instruction pointer.
     pub ip: u64,
     /// Stack pointer.
@@ -150,8 +166,10 @@ pub struct SnapshotHeader {
     pub link: u64,
     /// Register of an aligned frame.
     pub aligned: u64,
+    /// Register of results.
+    pub result: u64,
 }
-const _: () = assert!(size_of::<SnapshotHeader>() == 72);
+const _: () = assert!(size_of::<SnapshotHeader>() == 88);
 
 /// A snapshot at its largest, as it is built before it is sent.
 #[derive(Clone, Copy)]
@@ -162,7 +180,7 @@ pub struct SnapshotRecord {
     /// The words; only the used ones are sent.
     pub words: [u64; SNAPSHOT_WORDS],
 }
-const _: () = assert!(size_of::<SnapshotRecord>() == 72 + SNAPSHOT_WORDS * 8);
+const _: () = assert!(size_of::<SnapshotRecord>() == 88 + SNAPSHOT_WORDS * 8);
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -21,12 +21,20 @@ pub const TARGET_AT_EXEC: u32 = 4;
 /// Its children get [`TARGET_AT_EXEC`]: the recorder itself.
 pub const TARGET_LAUNCHER: u32 = 8;
 
-/// Entry of the map of generations that the agent raises when it has changed a target or the mappings of
-/// a process. The programs remember what they know of the process that each CPU sampled last, and
-/// forget it when the sum of both entries grows.
-pub const GENERATION_OF_AGENT: u32 = 0;
-/// The entry that the programs raise.
-pub const GENERATION_OF_KERNEL: u32 = 1;
+/// It is sampled while it is in the target cgroup: what the programs remember of every process, when there
+/// is one.
+pub const TARGET_BY_CGROUP: u32 = 16;
+
+/// How often a target or the mappings of a process have changed. The programs remember what they know of
+/// the process that each CPU sampled last, and forget it when the sum grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Generations {
+    /// What the agent has changed.
+    pub of_agent: u64,
+    /// What the programs have changed.
+    pub of_kernel: u64,
+}
 
 /// A structure of words with names, which the programs see as it is and the agent writes as words.
 macro_rules! offsets {
@@ -60,6 +68,8 @@ Offsets {
     task_mm,
     /// `task_struct.stack`
     task_stack,
+    /// `task_struct.thread.fsbase` on x86-64, `task_struct.thread.uw.tp_value` on arm64
+    task_thread_pointer,
     /// `task_struct.signal`
     task_signal,
     /// `task_struct.se.sum_exec_runtime`

@@ -91,6 +91,10 @@ impl Rule {
     /// stack is sent along.
     pub const UNSEEN: Self = Self(Self::SPECIAL << 22 | 7);
 
+    /// Behind a system call that starts a thread, which its parent goes on from too: without a caller
+    /// where the call returned 0, else a function that has just been called.
+    pub const NEW_THREAD: Self = Self(Self::SPECIAL << 22 | 8);
+
     const LINK: u32 = Self::SPECIAL << 22 | 6;
     const MAX_WORDS: u32 = (1 << 11) - 1;
 
@@ -303,6 +307,13 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// Whether an address lies in it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(&self, addr: u64) -> bool {
+        self.start <= addr && addr < self.end
+    }
+
     /// The words.
     #[must_use]
     pub const fn to_words(self) -> [u32; MAPPING_WORDS as usize] {

@@ -24,7 +24,9 @@ impl Arch for Aarch64 {
         fp: REGISTERS + 29 * 8,
         link: REGISTERS + 30 * 8,
         aligned: REGISTERS + 19 * 8,
+        result: REGISTERS,
     };
+    const CALL_PUSHES: u64 = 0;
     const RECORD_ENDS_FRAME: bool = false;
 
     #[inline(always)]

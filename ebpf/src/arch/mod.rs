@@ -23,6 +23,8 @@ pub type Native = X86_64;
 pub trait Arch {
     /// Offsets from the stack pointer in a signal trampoline (`struct rt_sigframe`).
     const SIGNAL_FRAME: SignalFrame;
+    /// Bytes that a call pushes.
+    const CALL_PUSHES: u64;
     /// Whether the frame pointer's record is the upper end of its frame, as a call and a push leave
     /// it. Else the record lies anywhere in the frame, and following it does not tell the caller's
     /// stack pointer.
@@ -52,4 +54,6 @@ pub struct SignalFrame {
     pub link: u64,
     /// Register of an aligned frame.
     pub aligned: u64,
+    /// Register of results.
+    pub result: u64,
 }

@@ -18,7 +18,9 @@ impl Arch for X86_64 {
         fp: CONTEXT + 10 * 8,
         link: CONTEXT + 8 * 8,
         aligned: CONTEXT + 11 * 8,
+        result: CONTEXT + 13 * 8,
     };
+    const CALL_PUSHES: u64 = 8;
     const RECORD_ENDS_FRAME: bool = true;
 
     #[inline(always)]

@@ -5,6 +5,7 @@ mod disk;
 mod event_rows;
 mod memory;
 mod process;
+mod record;
 mod registers;
 mod sample;
 mod scheduler;

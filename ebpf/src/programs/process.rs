@@ -11,7 +11,7 @@ use hotspan_abi::{
     },
 };
 
-use super::target::{is_target, target_flags};
+use super::target::{flags_in_mode, is_target, target_flags};
 use crate::{
     kernel_calls::{
         count, current_comm, current_pid_tid, next_generation, now_mono_ns, read_kernel, send,
@@ -86,7 +86,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let (pid, tid) = current_pid_tid();
-    let is_followed = TARGET_MODE.load() != TargetMode::All as u32 && is_target(target_flags(pid));
+    let is_followed = TARGET_MODE.load() != TargetMode::All as u32 && is_target(flags_in_mode(pid));
     // The count of live threads is taken down before this tracepoint: zero means the last one.
     let is_last = read_kernel::<u64>(task + offset_of!(task_signal))
         .and_then(|signal| read_kernel::<i32>(signal + offset_of!(signal_live)))

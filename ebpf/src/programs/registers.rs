@@ -32,6 +32,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         fp: read!(rbp),
         link: read!(rdi),
         aligned: read!(rbx),
+        result: read!(rax),
     };
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = Registers {
@@ -40,6 +41,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         fp: read!(regs[29]),
         link: read!(regs[30]),
         aligned: read!(regs[19]),
+        result: read!(regs[0]),
     };
     registers
 }
@@ -124,6 +126,7 @@ pub fn saved() -> Option<Registers> {
         fp: regs.rbp,
         link: regs.rdi,
         aligned: regs.rbx,
+        result: regs.rax,
     };
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = Registers {
@@ -132,6 +135,7 @@ pub fn saved() -> Option<Registers> {
         fp: regs.regs[29],
         link: regs.regs[30],
         aligned: regs.regs[19],
+        result: regs.regs[0],
     };
     Some(registers)
 }

@@ -8,19 +8,19 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use hotspan_abi::{
     counters::Counter,
     durations::bucket_of,
-    records::{RecordHeader, RecordKind, SampleHeader, SlowCall, StopReason},
+    records::{RecordHeader, RecordKind, SlowCall, StopReason},
     syscalls::{Begun, COMPAT, SLOW_NUMBERS},
 };
 use hotspan_ebpf::verifier::opaque;
 
 use super::{
+    record,
     registers::{is_compat, saved},
-    sample::submit,
     target::is_target,
     user_stack::{self, Slot},
 };
 use crate::{
-    kernel_calls::{count, cpu, current_comm, current_pid_tid, now_mono_ns, send},
+    kernel_calls::{count, cpu, current_pid_tid, now_mono_ns, send},
     maps::{BEGUN, OWN_PID, SLOW_FLOORS, SLOWEST},
 };
 
@@ -101,28 +101,17 @@ pub fn slow_call_exit(_ctx: RawTracePointContext) -> i32 {
         count(Counter::RingFull);
         return 0;
     }
-    let sample = SampleHeader {
-        header: RecordHeader {
-            kind: RecordKind::Sample as u32,
-            total_bytes: 0,
-            time_mono_ns: now_ns,
-        },
-        pid,
-        tid,
-        cpu: cpu(),
-        ..SampleHeader::default()
+    // SAFETY: the slot is ours, and the reference ends with the call.
+    let record = unsafe { record::begin(slot, &*scratch, (pid, tid), now_ns) };
+    let Some(record) = record else {
+        return 0;
     };
-    count(Counter::SamplesTaken);
-    // SAFETY: the slot is ours.
-    unsafe { (*scratch).record.sample = sample };
-    // SAFETY: the field is 16 bytes of our slot.
-    unsafe { current_comm(&raw mut (*scratch).record.sample.comm) };
     let stop = match saved() {
         Some(registers) => user_stack::walk(slot, registers),
         None => StopReason::NoRegisters,
     };
-    // SAFETY: the slot is ours, and the reference ends with the call.
-    unsafe { submit(&mut *scratch, stop) };
+    // SAFETY: the slot is ours, and the references end with the call.
+    unsafe { record::submit(&mut *scratch, record, stop) };
     0
 }
 

@@ -2,7 +2,7 @@
 
 use hotspan_abi::{
     limits::MAX_CGROUP_LEVELS,
-    settings::{TARGET_SAMPLE, TargetMode},
+    settings::{TARGET_BY_CGROUP, TARGET_SAMPLE, TargetMode},
 };
 
 use crate::{
@@ -10,17 +10,28 @@ use crate::{
     maps::{TARGET_CGROUP, TARGET_MODE, TARGETS, offset_of},
 };
 
-/// Whether the running task of a process with these flags is to be sampled.
+/// Whether the running task of a process with these [`flags_in_mode`] is to be sampled.
 #[inline(always)]
 pub fn is_target(flags: u32) -> bool {
-    let mode = TARGET_MODE.load();
-    if mode == TargetMode::All as u32 {
-        true
-    } else if mode == TargetMode::Pids as u32 {
-        flags & TARGET_SAMPLE != 0
-    } else {
+    if flags & TARGET_BY_CGROUP != 0 {
         is_in_cgroup(TARGET_CGROUP.load())
+    } else {
+        flags & TARGET_SAMPLE != 0
     }
+}
+
+/// The flags of a process, with what holds for all.
+#[inline(always)]
+pub fn flags_in_mode(pid: u32) -> u32 {
+    let mode = TARGET_MODE.load();
+    let of_all = if mode == TargetMode::All as u32 {
+        TARGET_SAMPLE
+    } else if mode == TargetMode::Cgroup as u32 {
+        TARGET_BY_CGROUP
+    } else {
+        0
+    };
+    target_flags(pid) | of_all
 }
 
 /// The flags of a followed process, 0 for any other.

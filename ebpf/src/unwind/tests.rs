@@ -215,7 +215,7 @@ fn doubt_is_of_the_first_frame_without_a_table() {
         unwinder.enter(process);
         unwinder.start(registers);
         if unwinder.find_mapping(&tables) {
-            unwinder.mapping.page_count *= u32::from(has_table);
+            unwinder.mapping().page_count *= u32::from(has_table);
             unwinder.find_rule(&tables);
         } else {
             unwinder.rule_elsewhere();
@@ -291,6 +291,26 @@ fn table_is_followed_from_a_frameless_leaf_to_the_root() {
         &[TEXT + 0x150, 1, 2, 0x77, TEXT + 0x210, 9],
         (&[0x150, 0x210], StopReason::Root),
     );
+}
+
+/// A leaf that has popped its return address finds it below the stack pointer; a caller cannot have.
+#[test]
+fn popped_return_address_is_still_there() {
+    let rows = [
+        (0, from_sp(0, 0)),
+        (0x100, from_sp(8, 0)),
+        (0x200, Rule::ROOT),
+    ];
+    let leaf = |offset| Registers {
+        sp: STACK + 8,
+        ..at(offset, 3)
+    };
+    let stack = [TEXT + 0x150, TEXT + 0x210, 9];
+    let expected = (&[0x150, 0x210][..], StopReason::Root);
+    check::<X86_64>(&rows, &[], leaf(5), &stack, expected);
+    let stack = [TEXT + 0x20, TEXT + 0x30, 9];
+    let expected = (&[0x20][..], StopReason::NoUnwindTable);
+    check::<X86_64>(&rows, &[], leaf(5), &stack, expected);
 }
 
 #[test]
@@ -564,6 +584,22 @@ fn aligned_frame_is_known_by_its_register_where_that_is_exact() {
 }
 
 #[test]
+fn thread_begins_where_its_parent_goes_on_from() {
+    let rows = [(0, Rule::NEW_THREAD), (0x200, Rule::ROOT)];
+    // What lies on top of a new thread's stack looks like a return address.
+    let stack = [TEXT + 0x210, 0];
+    for (result, callers) in [(0, &[][..]), (7, &[0x210][..])] {
+        let registers = Registers {
+            result,
+            link: TEXT + 0x210,
+            ..at(5, 0)
+        };
+        check::<X86_64>(&rows, &[], registers, &stack, (callers, StopReason::Root));
+        check::<Aarch64>(&rows, &[], registers, &stack, (callers, StopReason::Root));
+    }
+}
+
+#[test]
 fn stack_is_switched_downwards_where_a_row_says_so_and_only_there() {
     let stack = [STACK + 64, TEXT + 0x210, 0, 0, 0, 0, 0, 0, 0, TEXT + 0x310];
     let registers = Registers {
@@ -617,7 +653,7 @@ fn any_words_and_any_tables_end<A: Arch>(seed: u64) {
         let mut memory = Memory::<A>::new(words);
         let rows = (0..0x40).map(|index| {
             let rule = match next() & 15 {
-                0 => Rule::SPECIAL << 22 | next() as u32 & 0x1807,
+                0 => Rule::SPECIAL << 22 | next() as u32 & 0x180f,
                 1 | 2 => Rule::WIDE << 22 | next() as u32 & 3,
                 _ => next() as u32 & 0x0040_1003 | 0x800,
             };
@@ -646,6 +682,7 @@ fn any_words_and_any_tables_end<A: Arch>(seed: u64) {
             fp: STACK + (next() % WORDS as u64) * 8,
             link: TEXT + next() % 0x400,
             aligned: STACK + next() % 2400,
+            result: next() & 1,
         };
         let (ips, _) = walk(registers, &mut memory, &tables, process);
         deepest = deepest.max(ips.len());

@@ -86,8 +86,12 @@ pub struct KernelVersion {
 
 impl KernelVersion {
     /// The oldest kernel hotspan runs on: the ring buffer is from 5.8, `CAP_CHECKPOINT_RESTORE`
-    /// from 5.9, and 5.10 is the oldest long-term kernel that has both.
-    pub const OLDEST: Self = Self::new(5, 10);
+    /// from 5.9, and 5.10 is the oldest long-term kernel that has both. On arm64 programs can exchange a
+    /// word since 5.12.
+    pub const OLDEST: Self = match cfg!(target_arch = "aarch64") {
+        true => Self::new(5, 12),
+        false => Self::new(5, 10),
+    };
 
     /// A version from its numbers.
     #[must_use]
@@ -217,7 +221,7 @@ mod tests {
     #[test]
     fn versions_compare_by_number_not_by_text() {
         assert!(KernelVersion::new(5, 9) < KernelVersion::OLDEST);
-        assert!(KernelVersion::new(5, 10) >= KernelVersion::OLDEST);
+        assert!(KernelVersion::new(5, 12) >= KernelVersion::OLDEST);
         assert!(KernelVersion::new(6, 1) > KernelVersion::OLDEST);
     }
 

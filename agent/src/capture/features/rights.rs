@@ -108,7 +108,7 @@ const CAPABILITIES: &[Capability] = &[
         name: "CAP_IPC_LOCK",
         id: "cap_ipc_lock",
         is_in_sys_admin: false,
-        loss: Loss::Nothing("samples come through a BPF ring buffer, which locks no memory"),
+        loss: Loss::Nothing("samples come through BPF maps, which lock no memory"),
     },
     SYS_ADMIN,
 ];

@@ -24,7 +24,9 @@ pub(super) const FACTS: Facts = Facts {
     is_signal,
     plt_push: |_| None,
     landmarks: &[RT_SIGRETURN, CLONE],
+    just_called: JUST_CALLED,
     call_pushes: 0,
+    red_zone_bytes: 0,
     decode,
     jumps_from_addresses: true,
     // Its entries leave the stack alone, which their instructions say.
@@ -33,6 +35,12 @@ pub(super) const FACTS: Facts = Facts {
     restore_entry,
     // That of musl needs 28, that of glibc's dynamic linker 16.
     start_bytes: 32,
+};
+
+/// The return address is in its register.
+const JUST_CALLED: Rule = match Rule::link(0) {
+    Some(rule) => rule,
+    None => Rule::NONE,
 };
 
 /// Behind the frame pointer, with which it is stored; else at the bottom of the frame.
@@ -58,7 +66,7 @@ const RT_SIGRETURN: Landmark = Landmark {
 const CLONE: Landmark = Landmark {
     code: b"\x40\x00\x00\xb4\xc0\x03\x5f\xd6\xe1\x03\xc1\xa8\
             \x20\x00\x3f\xd6\xa8\x0b\x80\xd2\x01\x00\x00\xd4",
-    rules: &[(8, Rule::ROOT)],
+    rules: &[(0, Rule::NEW_THREAD), (8, Rule::ROOT)],
 };
 
 /// Whether code keeps frame pointers: it has a prologue `stp x29, x30, [sp, #-N]!; mov x29, sp` for
@@ -131,8 +139,9 @@ fn flow(word: u32, addr: u64) -> Flow {
         _ if word >> 24 == 0x54 => Flow::Branch(to(5, 19)),
         _ if word & 0x7e00_0000 == 0x3400_0000 => Flow::Branch(to(5, 19)),
         _ if word & 0x7e00_0000 == 0x3600_0000 => Flow::Branch(to(5, 14)),
-        // br; ret; both also with the check of a signature
+        // br; blr; ret; all also with the check of a signature
         _ if word & 0xfeff_f000 == 0xd61f_0000 => Flow::ComputedJump,
+        _ if word & 0xfeff_f000 == 0xd63f_0000 => Flow::ComputedCall,
         _ if word & 0xffff_f000 == 0xd65f_0000 => Flow::Return,
         // brk, udf
         _ if word & 0xffe0_001f == 0xd420_0000 || word >> 16 == 0 => Flow::End,

@@ -96,8 +96,12 @@ pub(super) struct Facts {
     pub plt_push: fn(expression: &[u8]) -> Option<u64>,
     /// Code without unwind information that is known by its bytes.
     pub landmarks: &'static [Landmark],
+    /// The rule of a function that has just been called.
+    pub just_called: Rule,
     /// Bytes of the return address that a call pushes.
     pub call_pushes: i64,
+    /// Bytes below the stack pointer that signals leave alone.
+    pub red_zone_bytes: i64,
     /// Reads the instruction at the start of code that lies at an address.
     pub decode: fn(code: &[u8], addr: u64) -> Instruction,
     /// Whether compilers take addresses of code for computed jumps alone, or else of functions.

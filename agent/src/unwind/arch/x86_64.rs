@@ -31,7 +31,9 @@ pub(super) const FACTS: Facts = Facts {
     is_signal,
     plt_push,
     landmarks: LANDMARKS,
+    just_called: FRAMELESS,
     call_pushes: 8,
+    red_zone_bytes: 128,
     decode,
     jumps_from_addresses: false,
     linkage_table,
@@ -148,7 +150,12 @@ const LANDMARKS: &[Landmark] = &[
                 \x4c\x8b\x54\x24\x08\x4d\x89\xd9\x48\x83\xe6\xf0\x48\x83\xee\x08\
                 \x48\x89\x0e\x0f\x05\x85\xc0\x75\x0f\x31\xed\x5f\x41\xff\xd1\x89\
                 \xc7\x31\xc0\xb0\x3c\x0f\x05\xf4\xc3",
-        rules: &[(0, FRAMELESS), (41, Rule::ROOT), (56, FRAMELESS)],
+        rules: &[
+            (0, FRAMELESS),
+            (37, Rule::NEW_THREAD),
+            (41, Rule::ROOT),
+            (56, FRAMELESS),
+        ],
     },
     // `__restore_rt` (src/signal/x86_64/restore.s). It is returned to at its first byte, and the
     // byte before a return address is looked up.
@@ -226,6 +233,7 @@ fn flow(decoded: &Decoded) -> Flow {
         FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend => Flow::Branch(target),
         FlowControl::IndirectBranch => Flow::ComputedJump,
         FlowControl::Call => Flow::Call(target),
+        FlowControl::IndirectCall => Flow::ComputedCall,
         FlowControl::Return => Flow::Return,
         FlowControl::Exception => Flow::End,
         _ if decoded.mnemonic() == Mnemonic::Hlt => Flow::End,
@@ -244,11 +252,21 @@ fn effect(decoded: &Decoded) -> Effect {
         Mnemonic::Push => Effect {
             moves_before: decoded.stack_pointer_increment().into(),
             stores_fp: (to == Named::RBP).then_some(0),
+            pushes: register(to),
             ..none
         },
         Mnemonic::Pop if to == Named::RBP => Effect {
             loads_fp: Some(0),
             moves_after: 8,
+            ..none
+        },
+        Mnemonic::Pop if register(to).is_some() && to != Named::RSP => Effect {
+            pops: register(to),
+            moves_after: 8,
+            ..none
+        },
+        Mnemonic::And if to == Named::RSP && constant() == -16 => Effect {
+            aligns_sp: true,
             ..none
         },
         Mnemonic::Leave => Effect {
@@ -301,7 +319,12 @@ fn effect(decoded: &Decoded) -> Effect {
         _ if decoded.op0_kind() == OpKind::Register
             && [Named::RSP, Named::RBP].contains(&to.full_register()) =>
         {
-            loses(to.full_register())
+            Effect {
+                loads_sp: to == Named::RSP
+                    && decoded.mnemonic() == Mnemonic::Mov
+                    && base != Named::None,
+                ..loses(to.full_register())
+            }
         }
         // A call leaves the stack as it was.
         _ if decoded.flow_control() == FlowControl::Next => Effect {
@@ -310,6 +333,11 @@ fn effect(decoded: &Decoded) -> Effect {
         },
         _ => none,
     }
+}
+
+/// The number of a whole general register.
+fn register(named: Named) -> Option<u8> {
+    named.is_gpr64().then(|| named.number() as u8)
 }
 
 fn loses(register: Named) -> Effect {

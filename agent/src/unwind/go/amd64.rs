@@ -6,6 +6,8 @@
 //! lea rbp, [rsp+N-8]` (`preprocess` in `cmd/internal/obj/x86/obj6.go`). Go itself does not need it
 //! where depths are known; C code up the stack, and the switches between stacks, do.
 
+use std::ops::Range;
+
 use hotspan_abi::unwind::{BASE_SP, FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
@@ -21,8 +23,7 @@ pub(super) const AMD64: Machine = Machine {
     find_save,
     stack_pointer_writes,
     clears_frame_pointer,
-    // The child takes its stack.
-    thread_start: |code, entry| stack_pointer_writes(code, entry).first().copied(),
+    both_threads,
     starts: &[b"_rt0_amd64", b"_rt0_amd64_linux"],
 };
 
@@ -110,6 +111,16 @@ fn find_store(code: &[u8], start: u64, depth: i64) -> Option<Save> {
 fn clears_frame_pointer(code: &[u8]) -> bool {
     code.starts_with(&[0x31, 0xed]) || code.starts_with(&[0x48, 0xc7, 0xc5, 0, 0, 0, 0])
 }
+
+/// From the system call to where the child takes its stack.
+fn both_threads(code: &[u8], entry: u64) -> Option<Range<u64>> {
+    let call = code.windows(2).position(|bytes| bytes == SYSCALL)?;
+    let writes = stack_pointer_writes(code, entry);
+    Some(entry + (call + SYSCALL.len()) as u64..*writes.first()?)
+}
+
+/// `syscall`.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// Addresses behind instructions that write the stack pointer, other than by a constant.
 fn stack_pointer_writes(code: &[u8], entry: u64) -> Vec<u64> {

@@ -5,6 +5,8 @@
 //! (`preprocess` in `cmd/internal/obj/arm64/obj7.go`). The depth table says how large the frame is;
 //! where it is zero the return address is in its register.
 
+use std::ops::Range;
+
 use hotspan_abi::unwind::{FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
@@ -20,7 +22,7 @@ pub(super) const ARM64: Machine = Machine {
     find_save,
     stack_pointer_writes,
     clears_frame_pointer: |code| words(code).next() == Some(CLEAR_X29),
-    thread_start,
+    both_threads,
     starts: &[b"_rt0_arm64_linux", b"main"],
 };
 
@@ -34,6 +36,8 @@ const SAVES: [u32; 2] = [0xf81f_83fd, 0xa93f_fa9d];
 /// `mov x29, #0`, which is written so or as a copy of the register that is zero.
 const CLEAR_X29: u32 = 0xd280_001d;
 const RET: u32 = 0xd65f_03c0;
+/// `svc #0`.
+const SVC: u32 = 0xd400_0001;
 
 fn words(code: &[u8]) -> impl Iterator<Item = u32> + Clone {
     let (words, _) = code.as_chunks::<4>();
@@ -86,8 +90,11 @@ fn stack_pointer_writes(code: &[u8], entry: u64) -> Vec<u64> {
     behind.take(MAX_WRITES).collect()
 }
 
-/// The parent returns before the child's code.
-fn thread_start(code: &[u8], entry: u64) -> Option<u64> {
-    let at = words(code).position(|word| word == RET)?;
-    Some(entry + 4 * at as u64 + 4)
+/// From the system call to where the parent returns, before the child's code.
+fn both_threads(code: &[u8], entry: u64) -> Option<Range<u64>> {
+    let behind = |wanted| {
+        let at = words(code).position(|word| word == wanted)?;
+        Some(entry + 4 * at as u64 + 4)
+    };
+    Some(behind(SVC)?..behind(RET)?)
 }

@@ -45,8 +45,8 @@ pub(super) struct Machine {
     pub stack_pointer_writes: fn(code: &[u8], entry: u64) -> Vec<u64>,
     /// Whether the frame pointer is cleared here.
     pub clears_frame_pointer: fn(code: &[u8]) -> bool,
-    /// Where a new thread begins in `runtime.clone`.
-    pub thread_start: fn(code: &[u8], entry: u64) -> Option<u64>,
+    /// The part of `runtime.clone` that both threads go on from. Behind it the new one is alone.
+    pub both_threads: fn(code: &[u8], entry: u64) -> Option<Range<u64>>,
     /// Names of functions where a process begins.
     pub starts: &'static [&'static [u8]],
 }
@@ -233,10 +233,15 @@ fn find_switch(
 ) -> Switch {
     let machine = landmarks.machine;
     if name == b"runtime.clone" {
-        let start = (machine.thread_start)(code, function.entry);
-        let child = start.map(|start| (start..function.end, Switched::Rule(Rule::ROOT.into())));
+        let parts = (machine.both_threads)(code, function.entry).map(|both| {
+            let child = both.end..function.end;
+            vec![
+                (both, Switched::Rule(Rule::NEW_THREAD.into())),
+                (child, Switched::Rule(Rule::ROOT.into())),
+            ]
+        });
         return Switch {
-            parts: child.into_iter().collect(),
+            parts: parts.unwrap_or_default(),
             depth: None,
         };
     }
