@@ -157,7 +157,7 @@ impl Capture {
         let online = cpus::online().context("cannot read which CPUs are online")?;
         let mut cpus = online
             .into_iter()
-            .map(Cpu::open)
+            .filter_map(|number| unless_gone(Cpu::open(number)).transpose())
             .collect::<io::Result<Vec<_>>>()
             .context("the kernel refused the perf event that reports mappings")?;
         for name in [
@@ -300,7 +300,10 @@ impl Capture {
         let Ok(online) = cpus::online() else {
             return;
         };
-        self.cpus.retain(|cpu| online.contains(&cpu.number));
+        // One that went while its clock was opened has none.
+        let wants_clock = self.rate_hz.is_some();
+        self.cpus
+            .retain(|cpu| online.contains(&cpu.number) && cpu.sampler.is_some() == wants_clock);
         for number in online {
             if self.cpus.iter().any(|cpu| cpu.number == number) {
                 continue;
@@ -628,16 +631,23 @@ impl Cpu {
         })
     }
 
-    /// Opens the clock, stopped, for a program that is loaded.
+    /// Opens the clock, stopped, for a program that is loaded; none when the CPU has gone.
     fn open_sampler(&mut self, programs: &Ebpf, rate_hz: u32) -> Result<()> {
         let program: &PerfEvent = programs
             .program("sample")
             .context("the eBPF object has no program sample")?
             .try_into()?;
         let sampler = Sampler::open(self.number, rate_hz, program.fd()?.as_fd());
-        let sampler =
-            sampler.context("the kernel refused the perf event that drives the sampler")?;
-        self.sampler = Some(sampler);
+        self.sampler = unless_gone(sampler)
+            .context("the kernel refused the perf event that drives the sampler")?;
         Ok(())
+    }
+}
+
+/// What was opened on a CPU; `None` when that has just gone offline.
+fn unless_gone<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        opened => opened.map(Some),
     }
 }
