@@ -15,6 +15,11 @@ pub fn is_kernel(ip: u64) -> bool {
     ip >> 63 == 1
 }
 
+/// Stands for x0, which is not read yet: with it, Linux 6.1 and 6.12 gave its value for that of `pc`. A new thread
+/// on arm64 is taken for its parent for the few instructions in which they part.
+#[cfg(bpf_target_arch = "aarch64")]
+const UNKNOWN_RESULT: u64 = 1;
+
 /// The registers at the moment of the interrupt.
 #[inline(always)]
 pub fn interrupted(ctx: &PerfEventContext) -> Registers {
@@ -41,7 +46,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         fp: read!(regs[29]),
         link: read!(regs[30]),
         aligned: read!(regs[19]),
-        result: read!(regs[0]),
+        result: UNKNOWN_RESULT,
     };
     registers
 }
@@ -135,7 +140,7 @@ pub fn saved() -> Option<Registers> {
         fp: regs.regs[29],
         link: regs.regs[30],
         aligned: regs.regs[19],
-        result: regs.regs[0],
+        result: UNKNOWN_RESULT,
     };
     Some(registers)
 }
