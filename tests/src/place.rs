@@ -67,6 +67,43 @@ impl Drop for TinyDisk {
     }
 }
 
+/// A disk whose blocks are in a file.
+pub struct LoopDisk(PathBuf);
+
+impl LoopDisk {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When there can be no more of them.
+    pub fn new(file: &Path) -> Result<Self> {
+        check_host()?;
+        let device = process::output(Command::new("losetup").args(["-f", "--show"]).arg(file))?;
+        Ok(Self(device.trim().into()))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The kernel's name of it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.0.file_name();
+        name.and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let freed = process::output(Command::new("losetup").arg("-d").arg(&self.0));
+        if let Err(error) = freed {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
 /// The mount point of the first cgroup hierarchy whose file system has this type, and one of these
 /// options if there are any.
 ///

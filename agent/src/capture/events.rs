@@ -235,6 +235,7 @@ impl EventCapture {
                 Counter::EventRowsFull,
                 Counter::SwitchedFull,
                 Counter::DiskRequestsFull,
+                Counter::DiskEndsMissed,
                 Counter::ReclaimingFull,
             ],
         )

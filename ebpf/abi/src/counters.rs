@@ -50,6 +50,8 @@ counters! {
     SwitchedFull = "switched_threads_full",
     /// The table of requests to disks is full; one more is not counted.
     DiskRequestsFull = "disk_requests_full",
+    /// The kernel did not tell that a disk was done with a request; it is not counted.
+    DiskEndsMissed = "disk_ends_missed",
     /// The table of threads that reclaim memory is full; one more is not counted.
     ReclaimingFull = "reclaiming_threads_full",
 }

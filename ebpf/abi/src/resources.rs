@@ -218,7 +218,9 @@ const _: () = assert!(MAX_EVENT_ROWS < u16::MAX as usize);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DiskRequest {
-    /// `CLOCK_MONOTONIC` when the disk got it.
+    /// `CLOCK_MONOTONIC` when it was made: what tells it from the next one in the same memory.
+    pub start_mono_ns: u64,
+    /// When the disk got it.
     pub issued_mono_ns: u64,
     /// How long it had waited for that.
     pub waited_ns: u64,
@@ -229,4 +231,4 @@ pub struct DiskRequest {
     /// An [`Operation`].
     pub operation: u32,
 }
-const _: () = assert!(size_of::<DiskRequest>() == 32);
+const _: () = assert!(size_of::<DiskRequest>() == 40);

@@ -33,6 +33,7 @@ pub fn disk_issue(ctx: RawTracePointContext) -> i32 {
     };
     let disk = disk_of(request);
     let entry = DiskRequest {
+        start_mono_ns: start_ns,
         issued_mono_ns: now_ns,
         waited_ns,
         cgroup: payer_of(request),
@@ -47,10 +48,17 @@ pub fn disk_issue(ctx: RawTracePointContext) -> i32 {
             event: Event::DiskDepth as u32,
         };
         add(key, depth * Event::DEPTH_SCALE);
-    } else if let Some(entry) = DISK_REQUESTS.get_ptr_mut(request) {
-        // The disk had given it back, and gets it once more.
-        // SAFETY: the entry is there; the disk has the request once.
-        unsafe { (*entry).issued_mono_ns = now_ns };
+    } else if let Some(known) = DISK_REQUESTS.get_ptr_mut(request) {
+        // SAFETY: it is there; the disk has the request once.
+        let known = unsafe { &mut *known };
+        if known.start_mono_ns == start_ns {
+            // The disk had given it back, and gets it once more.
+            known.issued_mono_ns = now_ns;
+        } else {
+            // The kernel has used its memory again: we were not told of the end of the one before.
+            *known = entry;
+            count(Counter::DiskEndsMissed);
+        }
     } else {
         count(Counter::DiskRequestsFull);
     }
