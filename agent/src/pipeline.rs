@@ -114,6 +114,8 @@ pub struct EndSignals {
     terminate: Signal,
     /// Not for who was started by `nohup`.
     hangup: Option<Signal>,
+    /// Those of them that were ignored before.
+    ignored: Vec<i32>,
 }
 
 impl EndSignals {
@@ -122,14 +124,24 @@ impl EndSignals {
     /// # Errors
     /// When signals cannot be received.
     pub fn listen() -> Result<Self> {
+        let mut ignored = vec![libc::SIGINT, libc::SIGTERM];
+        ignored.retain(|&signal| process::is_ignored(signal));
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: match process::ignores_hangup() {
+            hangup: match process::is_ignored(libc::SIGHUP) {
                 true => None,
                 false => Some(signal(SignalKind::hangup())?),
             },
+            ignored,
         })
+    }
+
+    /// Has a command that we start ignore what it would if we had not come between.
+    pub fn leave_ignored(&self, command: &mut Command) {
+        if !self.ignored.is_empty() {
+            process::ignore_in(command, self.ignored.clone());
+        }
     }
 
     /// The number of the next one.

@@ -36,6 +36,29 @@ fn threads() -> Result<PathBuf> {
     program::c("threads", Build::FramePointers)
 }
 
+/// What a script runs in the background ignores Ctrl-C, and so do programs that it starts.
+#[test]
+fn a_command_ignores_what_its_caller_ignores() -> Result<()> {
+    for (trap, code) in [("trap '' INT TERM", 7), (":", 128 + 15)] {
+        let script = format!("{trap}; exec \"$@\"");
+        let prefix = ["sh", "-c", &script, "sh"].map(OsStr::new);
+        let folder = place::folder()?;
+        let command = "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; kill -TERM $$; kill -INT $$; exit 7";
+        let run = Hotspan::under(&prefix, "record")?
+            .output(folder.path().join("out.folded"))
+            .args("-- sh -c")
+            .arg(command)
+            .run()?;
+        ensure!(
+            run.code == Some(code),
+            "{trap}: {:?}: {}",
+            run.code,
+            run.stderr
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn several_processes_and_no_other() -> Result<()> {
     let [one, two, other] = [shares()?, program::rust("names")?, program::cpp("names")?]

@@ -9,14 +9,17 @@ use std::process::{ExitCode, ExitStatus, Stdio};
 use anyhow::{Result, anyhow};
 use tokio::process::{Child, Command};
 
-/// Starts a command by `launch`, if there is one. With `keep_stdout`, standard output is ours, and the
-/// command's goes to standard error.
+use crate::pipeline::EndSignals;
+
+/// Starts a command by `launch`, if there is one, in the same circumstances as without us, but for this: with
+/// `keep_stdout`, standard output is ours, and the command's goes to standard error.
 ///
 /// # Errors
 /// When it cannot be started; the text says why.
 pub fn start(
     words: &[OsString],
     keep_stdout: bool,
+    signals: &EndSignals,
     launch: impl FnOnce(&mut Command) -> Result<Child>,
 ) -> Result<Option<Child>> {
     let Some((program, arguments)) = words.split_first() else {
@@ -24,6 +27,7 @@ pub fn start(
     };
     let mut command = Command::new(program);
     command.args(arguments);
+    signals.leave_ignored(&mut command);
     if keep_stdout {
         command.stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?));
     }

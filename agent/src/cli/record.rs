@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         recording.start()?;
         let keep_stdout = args.json || args.outputs.iter().any(|path| path == "-");
         let launch = |command: &mut Command| recording.launch(command);
-        let mut child = command::start(&args.command, keep_stdout, launch)?;
+        let mut child = command::start(&args.command, keep_stdout, &signals, launch)?;
         let progress = progress(duration);
         let ended = recording
             .run(duration, &mut signals, child.as_mut(), |kept| {

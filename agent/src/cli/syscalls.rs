@@ -121,8 +121,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     runtime.block_on(async {
         let mut signals = EndSignals::listen()?;
         let mut counting = Counting::start(&plan)?;
+        let keep_stdout = args.json || args.top;
         let launch = |command: &mut Command| counting.launch(command);
-        let mut child = command::start(&args.command, args.json || args.top, launch)?;
+        let mut child = command::start(&args.command, keep_stdout, &signals, launch)?;
         let status = counting
             .run(limit, refresh, &mut signals, child.as_mut(), show)
             .await?;

@@ -32,7 +32,8 @@ pub use proc_files::{
     resident_bytes, syscall_of_thread, threads,
 };
 pub use signal::{
-    give_back_memory, ignores_hangup, restore_signals, share_heap, survive_cut_files, terminate,
+    give_back_memory, ignore_in, is_ignored, restore_signals, share_heap, survive_cut_files,
+    terminate,
 };
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};
 pub use target_root::{LastLink, TargetRoot};

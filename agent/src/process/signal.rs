@@ -17,21 +17,34 @@ pub fn terminate(child: &tokio::process::Child) {
 /// Lets the signals that end a recording end the process from now on: one more Ctrl-C is meant for
 /// us.
 pub fn restore_signals() {
-    let hangup = (!ignores_hangup()).then_some(libc::SIGHUP);
+    let hangup = (!is_ignored(libc::SIGHUP)).then_some(libc::SIGHUP);
     for number in [libc::SIGINT, libc::SIGTERM].into_iter().chain(hangup) {
         // SAFETY: the default action replaces a handler of our own.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 
-/// Whether we were started so that the end of a terminal does not end us, as `nohup` does.
+/// Whether we ignore a signal: who starts us may have us do so, as `nohup` does.
 #[must_use]
-pub fn ignores_hangup() -> bool {
+pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: the structure consists of integers and pointers, for which zero is a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: it only asks, and the answer has a place.
-    let asked = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) };
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Has a command ignore signals for which we have handlers, as if we did.
+pub fn ignore_in(command: &mut tokio::process::Command, signals: Vec<i32>) {
+    let ignore = move || {
+        for &signal in &signals {
+            // SAFETY: a system call, and nothing refers to a handler.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: it only makes system calls.
+    unsafe { command.pre_exec(ignore) };
 }
 
 /// Size of a page, for [`fill_in`].

@@ -25,7 +25,7 @@ const LEAST_SAMPLES: u64 = 30;
 
 /// How long is recorded, again and again, until all is as it should be: a busy host gives a machine
 /// little time, and the first samples may come before there are tables for them.
-const SECONDS: [u32; 4] = [1, 2, 4, 8];
+const SECONDS: [u32; 5] = [1, 2, 4, 8, 16];
 
 /// What is lost because a machine is emulated: its clock stands still while the host does something
 /// else, and tables are so long in the making that there is no room for the stacks that wait for them.
