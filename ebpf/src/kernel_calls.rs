@@ -8,7 +8,7 @@ use hotspan_abi::{
     counters::Counter,
     durations::{BUCKETS, Durations, bucket_of},
     limits::WINDOW_WORDS,
-    settings::Generations,
+    settings::ChangedBy,
     unwind::{SEGMENT_WORDS, WideRule},
 };
 use hotspan_ebpf::{
@@ -17,7 +17,7 @@ use hotspan_ebpf::{
     verifier::opaque,
 };
 
-use crate::maps::{COUNTS, EVENTS, GENERATIONS, SEGMENTS, WIDE_RULES};
+use crate::maps::{COUNTS, EVENTS, GENERATIONS, Generation, SEGMENTS, WIDE_RULES};
 
 /// `BPF_RB_NO_WAKEUP`: the agent polls, since a wakeup costs more than the sample.
 const RB_NO_WAKEUP: u64 = 1;
@@ -245,26 +245,26 @@ impl Tables for MapTables {
     }
 }
 
-/// A number that grows whenever the agent or we change what is known of a process.
+/// Numbers that grow whenever the agent or we change what is known of a process.
 #[inline(always)]
-pub fn generation() -> u64 {
-    let Some(generations) = GENERATIONS.get_ptr(0) else {
-        return 0;
+pub fn generation() -> Generation {
+    let of = |by: ChangedBy| match GENERATIONS.get_ptr(by as u32) {
+        // SAFETY: the entry is there, and one that is changed meanwhile is read before or after.
+        Some(number) => unsafe { number.read_volatile() },
+        None => 0,
     };
-    // SAFETY: the entry is there, and one that is changed meanwhile is read before or after.
-    let Generations {
-        of_agent,
-        of_kernel,
-    } = unsafe { generations.read_volatile() };
-    of_agent.wrapping_add(of_kernel)
+    Generation {
+        of_agent: of(ChangedBy::Agent),
+        of_programs: of(ChangedBy::Programs),
+    }
 }
 
 /// Notes that we have changed what is known of a process.
 #[inline(always)]
 pub fn next_generation() {
-    if let Some(generations) = GENERATIONS.get_ptr_mut(0) {
+    if let Some(number) = GENERATIONS.get_ptr_mut(ChangedBy::Programs as u32) {
         // SAFETY: the entry is there.
-        unsafe { add_to(&raw mut (*generations).of_kernel, 1) };
+        unsafe { add_to(number, 1) };
     }
 }
 

@@ -17,7 +17,7 @@ use hotspan_abi::{
         MAX_SWITCHED, SOFTIRQS, Switched, WAITING_SYSCALLS,
     },
     rings::{CHUNK_WORDS, Ring},
-    settings::{Generations, Offsets, ResourceOffsets, TargetMode},
+    settings::{Offsets, ResourceOffsets, TargetMode},
     syscalls::{
         Begun, ErrorKey, MAX_ERRORS, MAX_ROWS, MAX_THREADS, RowKey, SLOW_NUMBERS, SlowFloor, Thread,
     },
@@ -37,19 +37,31 @@ pub static COUNTS: PerCpuArray<u64, { COUNTERS.len() }> = PerCpuArray::new();
 #[btf_map]
 pub static TARGETS: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 
-/// When to forget what was known of a process.
+/// When to forget what was known of a process, by [`ChangedBy`]. Every sample looks at it, so the agent does not
+/// map it: the kernel keeps small arrays in memory that is near at hand, and those that are mapped in pages
+/// of their own (0.4 µs where caches are cold).
 #[btf_map]
-pub static GENERATIONS: Array<Generations, 1, MMAPABLE> = Array::new();
+pub static GENERATIONS: Array<u64, 2> = Array::new();
 
 /// What was known of a process when this CPU sampled it last.
 #[repr(C)]
 pub struct Seen {
-    /// The generation of that; 0 for nothing known, which no generation is.
-    pub generation: u64,
+    /// The generations of that; 0 of the agent for nothing known, which none is.
+    pub generation: Generation,
     /// Which process.
     pub pid: u32,
     /// Its `TARGET_*` flags.
     pub flags: u32,
+}
+
+/// A number for each [`ChangedBy`](hotspan_abi::settings::ChangedBy).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Generation {
+    #[allow(missing_docs)]
+    pub of_agent: u64,
+    #[allow(missing_docs)]
+    pub of_programs: u64,
 }
 
 /// Working memory of a program that walks stacks: far too large for the 512 bytes of its own.

@@ -136,6 +136,38 @@ struct Search {
     high: Forgotten<u32>,
 }
 
+/// A rule that was found before: a thread's outer frames are the same from sample to sample, and to find their
+/// rules anew takes memory that nobody has touched since.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct KnownRule {
+    /// What it was looked up for.
+    addr: u64,
+    /// In which list of mappings: a process that replaces its program has another one.
+    mappings: u32,
+    rule: Rule,
+}
+
+/// Known rules: 1 KiB.
+const KNOWN_RULES: usize = 64;
+
+impl KnownRule {
+    /// For no address.
+    const NONE: Self = Self {
+        addr: u64::MAX,
+        mappings: 0,
+        rule: Rule::NONE,
+    };
+
+    /// Where the rule for an address is, if it is known (Fibonacci hashing: Knuth, The Art of Computer Programming,
+    /// volume 3, section 6.4).
+    #[inline(always)]
+    fn place(addr: u64) -> usize {
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        (addr.wrapping_mul(GOLDEN) >> (u64::BITS - KNOWN_RULES.trailing_zeros())) as usize
+    }
+}
+
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -167,6 +199,8 @@ pub struct Unwinder {
     descents: u32,
     /// The search under way.
     search: Search,
+    /// Rules in this process and others, each in its place.
+    known: [KnownRule; KNOWN_RULES],
     /// The part of the stack that was read last.
     pub window: Window,
 }
@@ -224,6 +258,7 @@ impl Unwinder {
             low: Forgotten::ZERO,
             high: Forgotten::ZERO,
         },
+        known: [KnownRule::NONE; KNOWN_RULES],
         window: Window::EMPTY,
     };
 
@@ -233,6 +268,14 @@ impl Unwinder {
         self.process = process;
         self.recent[0].end = 0;
         self.recent[1].end = 0;
+    }
+
+    /// Forgets the rules that were found: tables or lists of mappings have changed.
+    #[inline(always)]
+    pub fn forget_rules(&mut self) {
+        for known in &mut self.known {
+            known.addr = u64::MAX;
+        }
     }
 
     /// Starts at a leaf with these registers, in the process that was entered last.
@@ -273,6 +316,15 @@ impl Unwinder {
         &mut self.recent[opaque(self.last.into()) as usize & 1]
     }
 
+    /// The rule for the frame we are at, if it was found before.
+    #[inline(always)]
+    pub fn known_rule(&self) -> Option<Rule> {
+        let addr = self.lookup_addr();
+        let known = &self.known[KnownRule::place(addr)];
+        let is_it = known.addr == addr && known.mappings == self.process.mappings;
+        (is_it && self.process.count != 0).then_some(known.rule)
+    }
+
     /// The rule for the frame we are at, which lies in the mapping that was used last.
     #[inline(always)]
     pub fn find_rule<T: Tables>(&mut self, tables: &T) -> Rule {
@@ -281,7 +333,13 @@ impl Unwinder {
         if mapping.page_count == 0 {
             return self.guess(GUESSED);
         }
-        find_row(&mapping, addr, &mut self.search, tables)
+        let rule = find_row(&mapping, addr, &mut self.search, tables);
+        self.known[KnownRule::place(addr)] = KnownRule {
+            addr,
+            mappings: self.process.mappings,
+            rule,
+        };
+        rule
     }
 
     /// The rule for a frame in no mapping that is known: the code may still keep the frame pointer.

@@ -3,10 +3,8 @@
 
 use std::{
     io,
-    mem::offset_of,
     ops::RangeInclusive,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::{Context, Result};
@@ -15,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
-use hotspan_abi::settings::Generations;
+use hotspan_abi::settings::ChangedBy;
 use hotspan_abi::unwind::{MAX_SEGMENTS, ProcessTable, SEGMENT_WORDS, WIDE_RULE_WORDS, WideRule};
 use hotspan_ebpf::unwind::Tables;
 
@@ -36,7 +34,9 @@ pub struct TableMaps {
     outer: MapData,
     wide: Array<MapData, [u32; WIDE_RULE_WORDS]>,
     processes: HashMap<MapData, u32, [u32; 2]>,
-    generations: MappedArray,
+    generations: Array<MapData, u64>,
+    /// How often we have changed what the programs know.
+    generation: u64,
     segments: Vec<Segment>,
     /// What is in `wide`.
     wide_rules: Vec<WideRule>,
@@ -53,7 +53,8 @@ impl TableMaps {
             outer,
             wide: Array::try_from(take_map(programs, "WIDE_RULES")?)?,
             processes: HashMap::try_from(take_map(programs, "PROCESSES")?)?,
-            generations: MappedArray::take(programs, "GENERATIONS", 1)?.0,
+            generations: Array::try_from(take_map(programs, "GENERATIONS")?)?,
+            generation: 0,
             segments: Vec::new(),
             wide_rules: Vec::new(),
         };
@@ -64,12 +65,11 @@ impl TableMaps {
 
     /// Makes the programs forget what they remember of processes.
     pub fn next_generation(&mut self) {
-        let word = self
-            .generations
-            .at::<AtomicU64>(offset_of!(Generations, of_agent));
-        // SAFETY: it lies inside of the mapping, and is read and written as a whole on both sides.
-        if let Some(word) = word.map(|word| unsafe { word.as_ref() }) {
-            word.fetch_add(1, Ordering::Release);
+        self.generation += 1;
+        let by_us = ChangedBy::Agent as u32;
+        // An entry of an array is always there.
+        if let Err(error) = self.generations.set(by_us, self.generation, 0) {
+            tracing::error!(reason = %error, "the kernel side does not learn of changes to unwind tables");
         }
     }
 

@@ -62,7 +62,9 @@ pub(super) fn walk(
         let is_marked = !frames.is_empty() && unwinder.is_exact != 0;
         let mark = if is_marked { EXACT_ADDRESS } else { 0 };
         frames.push(unwinder.registers.ip | mark);
-        let rule = if unwinder.is_in_mapping() || unwinder.find_mapping(&tables) {
+        let rule = if let Some(rule) = unwinder.known_rule() {
+            rule
+        } else if unwinder.is_in_mapping() || unwinder.find_mapping(&tables) {
             unwinder.find_rule(&tables)
         } else {
             unwinder.rule_elsewhere()

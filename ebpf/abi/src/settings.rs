@@ -25,15 +25,16 @@ pub const TARGET_LAUNCHER: u32 = 8;
 /// is one.
 pub const TARGET_BY_CGROUP: u32 = 16;
 
-/// How often a target or the mappings of a process have changed. The programs remember what they know of
-/// the process that each CPU sampled last, and forget it when the sum grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Generations {
-    /// What the agent has changed.
-    pub of_agent: u64,
-    /// What the programs have changed.
-    pub of_kernel: u64,
+/// How often a target, the mappings of a process or tables have changed, by who changed them: each has a number
+/// in `GENERATIONS`. The programs remember what they know of the process that each CPU sampled last, and
+/// forget it when the sum grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ChangedBy {
+    /// The agent.
+    Agent = 0,
+    /// The programs.
+    Programs = 1,
 }
 
 /// A structure of words with names, which the programs see as it is and the agent writes as words.

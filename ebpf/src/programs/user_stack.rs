@@ -65,6 +65,9 @@ pub fn enter(scratch: &mut Scratch, pid: u32) -> u32 {
     if seen.generation == generation && seen.pid == pid {
         return seen.flags;
     }
+    if seen.generation.of_agent != generation.of_agent {
+        scratch.unwinder.forget_rules();
+    }
     let flags = flags_in_mode(pid);
     scratch.seen = Seen {
         generation,
@@ -145,8 +148,10 @@ pub extern "C" fn unwind_frames(slot: u32) -> u32 {
             return StopReason::Truncated as u32;
         }
         // SAFETY: as above.
-        let is_in_mapping = unsafe { (*scratch).unwinder.is_in_mapping() };
-        let rule = if is_in_mapping || find_mapping(slot) != 0 {
+        let rule = if let Some(rule) = unsafe { (*scratch).unwinder.known_rule() } {
+            rule
+        // SAFETY: as above.
+        } else if unsafe { (*scratch).unwinder.is_in_mapping() } || find_mapping(slot) != 0 {
             // SAFETY: as above.
             unsafe { (*scratch).unwinder.find_rule(&MapTables) }
         } else {

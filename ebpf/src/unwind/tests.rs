@@ -121,8 +121,9 @@ fn walk<A: Arch>(
     unwinder.start(registers);
     let mut ips = Vec::new();
     for _ in 0..10_000 {
-        let is_known = unwinder.is_in_mapping() || unwinder.find_mapping(tables);
-        let rule = if is_known {
+        let rule = if let Some(rule) = unwinder.known_rule() {
+            rule
+        } else if unwinder.is_in_mapping() || unwinder.find_mapping(tables) {
             unwinder.find_rule(tables)
         } else {
             unwinder.rule_elsewhere()
@@ -546,6 +547,35 @@ fn caller_of_an_interpreted_method_has_its_stack_pointer_kept() {
     let expected = (&[0x210, 0x310][..], StopReason::Root);
     check::<X86_64>(&rows, &[interpreted], at(5, fp), &stack, expected);
     check::<Aarch64>(&rows, &[interpreted], at(5, fp), &stack, expected);
+}
+
+#[test]
+fn rule_is_known_to_its_address_and_mappings_until_it_is_forgotten() {
+    let (tables, process) = tables(&[(0, from_sp(16, 0)), (0x80, Rule::FRAME_POINTER)]);
+    let mut unwinder = Unwinder::EMPTY;
+    let [one, other, unknown] = [(0, 1), (8, 1), (0, 0)].map(|(mappings, count)| ProcessTable {
+        mappings,
+        count,
+        ..process
+    });
+    let known_at = |unwinder: &mut Unwinder, process, ip| {
+        unwinder.enter(process);
+        unwinder.start(at(ip, STACK));
+        unwinder.known_rule()
+    };
+    assert_eq!(known_at(&mut unwinder, one, 5), None);
+    assert!(unwinder.find_mapping(&tables));
+    assert_eq!(unwinder.find_rule(&tables), from_sp(16, 0));
+    assert_eq!(known_at(&mut unwinder, one, 5), Some(from_sp(16, 0)));
+    assert_eq!(known_at(&mut unwinder, one, 6), None);
+    assert_eq!(known_at(&mut unwinder, other, 5), None);
+    assert_eq!(known_at(&mut unwinder, unknown, 5), None);
+    // Of the call before it, a return address has the rule.
+    known_at(&mut unwinder, one, 6);
+    unwinder.is_exact = 0;
+    assert_eq!(unwinder.known_rule(), Some(from_sp(16, 0)));
+    unwinder.forget_rules();
+    assert_eq!(known_at(&mut unwinder, one, 5), None);
 }
 
 #[test]
