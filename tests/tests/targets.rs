@@ -41,7 +41,8 @@ fn threads() -> Result<PathBuf> {
 fn a_command_ignores_what_its_caller_ignores() -> Result<()> {
     for (trap, code) in [("trap '' INT TERM", 7), (":", 128 + 15)] {
         let script = format!("{trap}; exec \"$@\"");
-        let prefix = ["sh", "-c", &script, "sh"].map(OsStr::new);
+        let [env, signals] = UNSHIELDED;
+        let prefix = [env, signals, "sh", "-c", &script, "sh"].map(OsStr::new);
         let folder = place::folder()?;
         let command = "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; kill -TERM $$; kill -INT $$; exit 7";
         let run = Hotspan::under(&prefix, "record")?
@@ -367,6 +368,9 @@ fn a_command_outlives_the_duration() -> Result<()> {
     Ok(())
 }
 
+/// Ends by signals, whoever started the tests: a script has what it runs in the background ignore Ctrl-C.
+const UNSHIELDED: [&str; 2] = ["env", "--default-signal=INT,TERM"];
+
 /// Starts a recording without end, signals it, and returns the run and the stacks.
 fn interrupt(
     arguments: &[&OsStr],
@@ -375,7 +379,7 @@ fn interrupt(
 ) -> Result<(Finished, Stacks)> {
     let folder = place::folder()?;
     let file = folder.path().join("out.folded");
-    let mut hotspan = Hotspan::record()?.output(&file);
+    let mut hotspan = Hotspan::under(&UNSHIELDED.map(OsStr::new), "record")?.output(&file);
     for argument in arguments {
         hotspan = hotspan.arg(argument);
     }
