@@ -15,11 +15,6 @@ pub fn is_kernel(ip: u64) -> bool {
     ip >> 63 == 1
 }
 
-/// Stands for x0, which is not read yet: with it, Linux 6.1 and 6.12 gave its value for that of `pc`. A new thread
-/// on arm64 is taken for its parent for the few instructions in which they part.
-#[cfg(bpf_target_arch = "aarch64")]
-const UNKNOWN_RESULT: u64 = 1;
-
 /// The registers at the moment of the interrupt.
 #[inline(always)]
 pub fn interrupted(ctx: &PerfEventContext) -> Registers {
@@ -46,7 +41,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         fp: read!(regs[29]),
         link: read!(regs[30]),
         aligned: read!(regs[19]),
-        result: UNKNOWN_RESULT,
+        result: read!(regs[0]),
     };
     registers
 }
@@ -123,24 +118,32 @@ pub fn is_compat(regs: u64) -> bool {
 /// The user registers that the kernel saved when the task entered it.
 #[inline(always)]
 pub fn saved() -> Option<Registers> {
-    let regs = read_kernel::<pt_regs>(saved_address()?)?;
+    let address = saved_address()?;
     #[cfg(bpf_target_arch = "x86_64")]
-    let registers = Registers {
-        ip: regs.rip,
-        sp: regs.rsp,
-        fp: regs.rbp,
-        link: regs.rdi,
-        aligned: regs.rbx,
-        result: regs.rax,
+    let registers = {
+        let regs = read_kernel::<pt_regs>(address)?;
+        Registers {
+            ip: regs.rip,
+            sp: regs.rsp,
+            fp: regs.rbp,
+            link: regs.rdi,
+            aligned: regs.rbx,
+            result: regs.rax,
+        }
     };
+    // Not all of them, which would take half of the program's stack: x0, and from x19 on.
     #[cfg(bpf_target_arch = "aarch64")]
-    let registers = Registers {
-        ip: regs.pc,
-        sp: regs.sp,
-        fp: regs.regs[29],
-        link: regs.regs[30],
-        aligned: regs.regs[19],
-        result: UNKNOWN_RESULT,
+    let registers = {
+        let result = read_kernel::<u64>(address)?;
+        let [aligned, .., fp, link, sp, ip] = read_kernel::<[u64; 14]>(address + 19 * 8)?;
+        Registers {
+            ip,
+            sp,
+            fp,
+            link,
+            aligned,
+            result,
+        }
     };
     Some(registers)
 }
