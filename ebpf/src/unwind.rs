@@ -398,6 +398,19 @@ impl Unwinder {
         mapping.holds(addr)
     }
 
+    /// The rule for the frame we are at, however it is found. The kernel side takes the same steps, of which
+    /// its verifier wants some apart.
+    #[inline(always)]
+    pub fn rule<T: Tables>(&mut self, tables: &T) -> Rule {
+        if let Some(rule) = self.known_rule() {
+            rule
+        } else if self.is_in_mapping() || self.find_mapping(tables) {
+            self.find_rule(tables)
+        } else {
+            self.rule_elsewhere()
+        }
+    }
+
     /// Goes to the caller by `rule`.
     #[inline(always)]
     pub fn step<M: ReadMemory, T: Tables>(

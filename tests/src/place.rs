@@ -71,12 +71,13 @@ impl Drop for TinyDisk {
 pub struct LoopDisk(PathBuf);
 
 impl LoopDisk {
-    /// Makes it.
+    /// Makes both.
     ///
     /// # Errors
-    /// When there can be no more of them.
-    pub fn new(file: &Path) -> Result<Self> {
+    /// When the file cannot be made, or there can be no more of such disks.
+    pub fn new(file: &Path, bytes: u64) -> Result<Self> {
         check_host()?;
+        fs::File::create(file)?.set_len(bytes)?;
         let device = process::output(Command::new("losetup").args(["-f", "--show"]).arg(file))?;
         Ok(Self(device.trim().into()))
     }

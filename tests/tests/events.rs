@@ -242,9 +242,7 @@ fn disk_operations(name: &str) -> Result<[f64; 3]> {
 fn requests_to_disks_are_those_of_diskstats() -> Result<()> {
     // One of its own: nobody else uses it, and no interrupt of hardware ends its requests.
     let folder = tempfile::tempdir_in("/dev/shm")?;
-    let image = folder.path().join("image");
-    File::create(&image)?.set_len(4 << 20)?;
-    let disk = LoopDisk::new(&image)?;
+    let disk = LoopDisk::new(&folder.path().join("image"), 4 << 20)?;
     let agent = Agent::start()?;
     let (before, first) = (agent.page()?, disk_operations(disk.name())?);
     let path = disk.path().display();
@@ -288,9 +286,7 @@ fn requests_to_disks_are_those_of_diskstats() -> Result<()> {
 #[test]
 fn requests_that_fail_are_errors_of_their_disk() -> Result<()> {
     let tiny = place::TinyDisk::new()?;
-    let image = tiny.path().join("image");
-    File::create(&image)?.set_len(1 << 20)?;
-    let disk = LoopDisk::new(&image)?;
+    let disk = LoopDisk::new(&tiny.path().join("image"), 1 << 20)?;
     let agent = Agent::start()?;
     let wrote = Command::new("dd")
         .args([

@@ -62,13 +62,7 @@ pub(super) fn walk(
         let is_marked = !frames.is_empty() && unwinder.is_exact != 0;
         let mark = if is_marked { EXACT_ADDRESS } else { 0 };
         frames.push(unwinder.registers.ip | mark);
-        let rule = if let Some(rule) = unwinder.known_rule() {
-            rule
-        } else if unwinder.is_in_mapping() || unwinder.find_mapping(&tables) {
-            unwinder.find_rule(&tables)
-        } else {
-            unwinder.rule_elsewhere()
-        };
+        let rule = unwinder.rule(&tables);
         if let Step::Stop(reason) = unwinder.step(rule, memory, &tables) {
             return (frames, reason);
         }

@@ -27,7 +27,7 @@ pub const TARGET_BY_CGROUP: u32 = 16;
 
 /// How often a target, the mappings of a process or tables have changed, by who changed them: each has a number
 /// in `GENERATIONS`. The programs remember what they know of the process that each CPU sampled last, and
-/// forget it when the sum grows.
+/// forget it when either grows; the rules that they found, when the agent's does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ChangedBy {

@@ -121,13 +121,7 @@ fn walk<A: Arch>(
     unwinder.start(registers);
     let mut ips = Vec::new();
     for _ in 0..10_000 {
-        let rule = if let Some(rule) = unwinder.known_rule() {
-            rule
-        } else if unwinder.is_in_mapping() || unwinder.find_mapping(tables) {
-            unwinder.find_rule(tables)
-        } else {
-            unwinder.rule_elsewhere()
-        };
+        let rule = unwinder.rule(tables);
         match unwinder.step(rule, memory, tables) {
             Step::Caller => ips.push(unwinder.registers.ip),
             Step::Stop(reason) => return (ips, reason),
