@@ -11,9 +11,9 @@ use hotspan_abi::{
     limits::WINDOW_WORDS,
     records::StopReason,
     unwind::{
-        BASE_ALIGNED, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping,
-        PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS,
-        WideRule, row_addr, row_rule,
+        BASE_ALIGNED, BASE_BY_CALLER, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS,
+        Mapping, PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK, ROW_SEARCH_STEPS, Rule,
+        SEGMENT_WORDS, WideRule, place_in_page, row_addr, row_rule,
     },
 };
 
@@ -503,6 +503,7 @@ impl Unwinder {
             BASE_FP => registers.fp,
             BASE_ALIGNED if self.is_exact == 0 => return Step::Stop(StopReason::NoUnwindTable),
             BASE_ALIGNED => registers.aligned,
+            BASE_BY_CALLER => return self.step_by_caller(rule, memory),
             _ if self.is_sp_guessed::<M>() => {
                 if rule.fp_rule != FP_AT_CFA || rule.cfa_is_read != 0 {
                     return Step::Stop(StopReason::NoUnwindTable);
@@ -535,6 +536,33 @@ impl Unwinder {
             _ => cfa,
         };
         let ra_at = ra_base.wrapping_add_signed(rule.ra_offset as i64);
+        self.pop(cfa, fp_at, ra_at, memory)
+    }
+
+    /// Goes to the caller from whichever of two frames is there.
+    #[inline(always)]
+    fn step_by_caller<M: ReadMemory>(&mut self, rule: &WideRule, memory: &mut M) -> Step {
+        if self.is_sp_guessed::<M>() {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        let mut cfa = (self.registers.sp).wrapping_add_signed(rule.cfa_offset as i64);
+        let mut ra_at = cfa.wrapping_add_signed(rule.ra_offset as i64);
+        let mut fp_at = 0;
+        if ra_at & 7 != 0 {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        let Some(return_address) = self.window.word(ra_at, memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        // Data and stacks are far from code.
+        let distance = return_address.wrapping_sub(self.registers.ip) as i64;
+        let is_first =
+            place_in_page(return_address) == rule.cfa_is_read && distance == distance as i32 as i64;
+        if !is_first {
+            cfa = cfa.wrapping_add_signed(rule.cfa_addend as i64);
+            fp_at = cfa.wrapping_add_signed(rule.fp_offset as i64);
+            ra_at = fp_at.wrapping_add(8);
+        }
         self.pop(cfa, fp_at, ra_at, memory)
     }
 

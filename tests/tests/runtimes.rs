@@ -235,10 +235,17 @@ fn go_that_calls_c_that_calls_go() -> Result<()> {
         main.main | runtime.… > *";
     let chains = Chains::parse(paths)?;
     let stacks = stacks_of(&program)?;
+    // A goroutine that leaves in a callback from C leaves its thread there.
+    let left = stacks.filter(|stack| stack.iter().any(|frame| frame == "runtime.gosched_m"));
+    ensure!(
+        left.total() > 0 && left.total() == left.with_chain(&["cgo", "runtime.goexit…"]),
+        "{}",
+        left.commonest()
+    );
     // The C library starts the threads here.
     let stacks = of_goroutines(&stacks, &["__clone3", "runtime.mstart…"])?;
     chains.check(&stacks, 0, &["c_leaf", "main.leaf"])?;
-    for chain in [["c_work", "c_leaf"], ["_cgoexp_…", "main.leaf"]] {
+    for chain in [["c_work", "c_leaf"], ["main.goWork", "main.leaf"]] {
         ensure!(
             3 * stacks.with_chain(&chain) > stacks.total(),
             "{}",

@@ -6,7 +6,9 @@ use std::{
     io::{self, Write},
 };
 
-use hotspan_abi::unwind::{FP_AT_CFA, FP_AT_FP, RA_AT_FP, RA_IN_LINK, Rule, WideRule};
+use hotspan_abi::unwind::{
+    BASE_BY_CALLER, FP_AT_CFA, FP_AT_FP, RA_AT_FP, RA_IN_LINK, Rule, WideRule,
+};
 
 use super::{
     Arch, Found, TableRule,
@@ -77,6 +79,11 @@ fn name(rule: Rule) -> &'static str {
 fn wide_cfa(arch: Arch, rule: &WideRule) -> String {
     let names = arch.facts().names;
     let base = names.get(rule.cfa_base as usize).unwrap_or(&"?");
+    if rule.cfa_base == BASE_BY_CALLER {
+        let [sp, ..] = names;
+        let other = i64::from(rule.cfa_offset) + i64::from(rule.cfa_addend);
+        return format!("{sp}+{} or {sp}+{other}", rule.cfa_offset);
+    }
     let place = format!("{base}{:+}", rule.cfa_offset);
     match (rule.cfa_is_read, rule.cfa_addend) {
         (0, _) => place,

@@ -202,6 +202,18 @@ pub const BASE_FP: u32 = 1;
 /// The register that code addresses its frame by when it has aligned the stack pointer and leaves the
 /// frame pointer alone; known for exact addresses alone. See [`BASE_SP`].
 pub const BASE_ALIGNED: u32 = 2;
+/// The stack pointer, where one of two frames ends. One has the CFA at `cfa_offset` and its return
+/// address at `ra_offset` from that; it is there if that address has `cfa_is_read` as its
+/// [`place_in_page`]. Else the CFA is `cfa_addend` further up, and a frame record (frame pointer, then return
+/// address) lies at `fp_offset` from that. See [`BASE_SP`].
+pub const BASE_BY_CALLER: u32 = 3;
+
+/// What an address has in common wherever its file is mapped.
+#[inline(always)]
+#[must_use]
+pub const fn place_in_page(addr: u64) -> u32 {
+    addr as u32 & 0xfff
+}
 
 /// The caller's frame pointer is unchanged.
 pub const FP_SAME: u32 = 0;
@@ -221,7 +233,7 @@ pub const RA_AT_FP: u32 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct WideRule {
-    /// [`BASE_SP`], [`BASE_FP`] or [`BASE_ALIGNED`].
+    /// [`BASE_SP`], [`BASE_FP`], [`BASE_ALIGNED`] or [`BASE_BY_CALLER`].
     pub cfa_base: u32,
     /// CFA = base + this, or, when it is read from memory, what lies at base + this.
     pub cfa_offset: i32,

@@ -608,6 +608,35 @@ fn aligned_frame_is_known_by_its_register_where_that_is_exact() {
 }
 
 #[test]
+fn one_of_two_frames_is_told_by_the_return_address() {
+    let wide = WideRule {
+        cfa_base: BASE_BY_CALLER,
+        cfa_offset: 16,
+        cfa_is_read: 0x210,
+        cfa_addend: 16,
+        fp_rule: FP_AT_CFA,
+        fp_offset: -16,
+        ra_offset: -8,
+        ..WideRule::default()
+    };
+    let root = (0x300, Rule::ROOT);
+    let rows = [(0, Rule::wide(0).unwrap()), (0x200, Rule::ROOT)];
+    let rows_of_the_other = [rows[0], (0x200, Rule::FRAME_POINTER), root];
+    let first = [0, TEXT + 0x210, 0, 0];
+    // Any other address of code, or one far from it.
+    let code = [0, TEXT + 0x310, STACK + 32, TEXT + 0x220, 0, TEXT + 0x310];
+    let data = [0, STACK + 0x210, STACK + 32, TEXT + 0x220, 0, TEXT + 0x310];
+    let root = StopReason::Root;
+    check::<X86_64>(&rows, &[wide], at(5, 0), &first, (&[0x210], root));
+    check::<Aarch64>(&rows, &[wide], at(5, 0), &first, (&[0x210], root));
+    let expected = (&[0x220, 0x310][..], root);
+    for stack in [code, data] {
+        check::<X86_64>(&rows_of_the_other, &[wide], at(5, 0), &stack, expected);
+        check::<Aarch64>(&rows_of_the_other, &[wide], at(5, 0), &stack, expected);
+    }
+}
+
+#[test]
 fn thread_begins_where_its_parent_goes_on_from() {
     let rows = [(0, Rule::NEW_THREAD), (0x200, Rule::ROOT)];
     // What lies on top of a new thread's stack looks like a return address.

@@ -61,8 +61,15 @@ func leaf(rounds uint64) uint64 {
 }
 
 //export goWork
+//go:noinline
 func goWork(rounds C.uint64_t) C.uint64_t {
-	return C.uint64_t(leaf(uint64(rounds)) + 1)
+	x := uint64(rounds)
+	for i := 0; i < 20; i++ {
+		x += leaf(uint64(rounds) / 20)
+		// Leaves the goroutine for the scheduler, above frames of C.
+		runtime.Gosched()
+	}
+	return C.uint64_t(x)
 }
 
 //go:noinline

@@ -18,11 +18,12 @@ use crate::process::pclntab::PcValue;
 
 pub(super) const AMD64: Machine = Machine {
     rule: from_stack_pointer,
-    thread_rule: |mstart0, above| from_stack_pointer(mstart0 + above, 0),
+    call_pushes: 8,
     record_below: |_| 16,
     find_save,
     stack_pointer_writes,
     clears_frame_pointer,
+    behind_call,
     both_threads,
     starts: &[b"_rt0_amd64", b"_rt0_amd64_linux"],
 };
@@ -36,7 +37,7 @@ const SWITCH_SEARCH_BYTES: usize = 4096;
 const MAX_WRITES: usize = 16;
 
 fn from_stack_pointer(depth: i64, saved_below: i64) -> AnyRule {
-    let cfa = depth + 8;
+    let cfa = depth + AMD64.call_pushes;
     if depth < 0 {
         // The return address is in a register (`rawVforkSyscall`): the caller is lost, but its
         // frame pointer leads on.
@@ -110,6 +111,20 @@ fn find_store(code: &[u8], start: u64, depth: i64) -> Option<Save> {
 /// Whether `mov rbp, 0` comes next, in either of its encodings.
 fn clears_frame_pointer(code: &[u8]) -> bool {
     code.starts_with(&[0x31, 0xed]) || code.starts_with(&[0x48, 0xc7, 0xc5, 0, 0, 0, 0])
+}
+
+/// The address behind a call of a function.
+fn behind_call(code: &[u8], entry: u64, callee: u64) -> Option<u64> {
+    let code = &code[..code.len().min(SWITCH_SEARCH_BYTES)];
+    let mut calls = code
+        .windows(5)
+        .enumerate()
+        .filter(|(_, bytes)| bytes[0] == 0xe8);
+    calls.find_map(|(at, bytes)| {
+        let behind = entry + at as u64 + 5;
+        let to = i32::from_le_bytes(bytes[1..].try_into().ok()?);
+        (behind.wrapping_add_signed(to.into()) == callee).then_some(behind)
+    })
 }
 
 /// From the system call to where the child takes its stack.

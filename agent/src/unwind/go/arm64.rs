@@ -17,11 +17,12 @@ use crate::process::pclntab::PcValue;
 
 pub(super) const ARM64: Machine = Machine {
     rule,
-    thread_rule: |mstart0, above| wide(mstart0 + above, 0, -mstart0),
+    call_pushes: 0,
     record_below: |depth| depth + 8,
     find_save,
     stack_pointer_writes,
     clears_frame_pointer: |code| words(code).next() == Some(CLEAR_X29),
+    behind_call,
     both_threads,
     starts: &[b"_rt0_arm64_linux", b"main"],
 };
@@ -88,6 +89,18 @@ fn stack_pointer_writes(code: &[u8], entry: u64) -> Vec<u64> {
     let writes = words.filter(|(_, word)| word & 0xffff_fc1f == 0x9100_001f);
     let behind = writes.map(|(at, _)| entry + 4 * at as u64 + 4);
     behind.take(MAX_WRITES).collect()
+}
+
+/// The address behind a call of a function: `bl`.
+fn behind_call(code: &[u8], entry: u64, callee: u64) -> Option<u64> {
+    let words = words(code).take(SWITCH_SEARCH_WORDS).enumerate();
+    let mut calls = words.filter(|(_, word)| word >> 26 == 0b10_0101);
+    calls.find_map(|(at, word)| {
+        let call = entry + 4 * at as u64;
+        // 26 bits with a sign, in words.
+        let to = i64::from((word << 6).cast_signed() >> 6) * 4;
+        (call.wrapping_add_signed(to) == callee).then_some(call + 4)
+    })
 }
 
 /// From the system call to where the parent returns, before the child's code.

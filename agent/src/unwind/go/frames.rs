@@ -5,37 +5,34 @@
 //! | `systemstack`, `asmcgocall`, `cgocallback`, `nanotime1`, ... with a frame of their own | depth | their frame pointer, which leads back to the stack they came from: [`Rule::SWITCH`] |
 //! | `asmcgocall` until Go 1.20, without a frame | depth | the frame pointer is that of `cgocall`, and the depth of that is known |
 //! | `systemstack` until Go 1.20, without a frame | depth | frame pointer of the caller: the caller itself is lost, all above is kept |
-//! | `mcall` | depth | `mstart`, the first function of the thread: what runs is the scheduler, for no goroutine |
-//! | `morestack` from Go 1.25 | depth | `mstart` too: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
+//! | `mcall` | depth | what the thread was in last, see [`super::landmarks`]: what runs is the scheduler, for no goroutine |
+//! | `morestack` from Go 1.25 | depth | likewise: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
 //! | `morestack` until Go 1.24 | depth | frame pointer of the caller's caller |
 //! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
 //! | `clone` | depth | root of a new thread |
 //! | `rawVforkSyscall` | depth, but the frame pointer of the caller while the return address is in a register | |
 //! | `switchToCrashStack0` | depth | nothing: the program ends in a moment |
 //!
-//! The system stack of a thread begins with `mstart`, which calls `mstart0`, which calls `mstart1`;
-//! that remembers `mstart0`'s stack pointer for all who switch there (`g.sched.sp`). So the
-//! functions that switch run as if `mstart0` had called them. That does not hold for a thread that
-//! C code made, while it is in a callback: there the scheduler's stack ends at a wrong frame.
-//!
 //! `sigtramp` is marked as the first function of its stack, but has a signal frame above it like
 //! any handler.
 
-use std::{cell::OnceCell, ops::Range};
+use std::ops::Range;
 
 use hotspan_abi::unwind::{BASE_FP, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
-use super::{AnyRule, Builder};
-use crate::process::pclntab::{Function, PcValue, Pclntab};
+use super::{
+    AnyRule, Builder,
+    landmarks::{Landmarks, ThreadStacks, name},
+};
+use crate::process::pclntab::{Function, PcValue};
 
 /// How frames look on a processor.
 pub(super) struct Machine {
     /// The rule where the stack is that deep, and the caller's frame pointer is saved so far below the
     /// canonical frame address, 0 if it is not.
     pub rule: fn(depth: i64, saved_below: i64) -> AnyRule,
-    /// The rule of a function on the stack of its thread, so far above where `mstart0`, whose frame is
-    /// that deep, called.
-    pub thread_rule: fn(mstart0: i64, above: i64) -> AnyRule,
+    /// Bytes between a function's own stack and the canonical frame address.
+    pub call_pushes: i64,
     /// How far below the canonical frame address a record of caller's frame pointer and return address
     /// lies, which the frame pointer points at.
     pub record_below: fn(depth: i64) -> i64,
@@ -45,6 +42,8 @@ pub(super) struct Machine {
     pub stack_pointer_writes: fn(code: &[u8], entry: u64) -> Vec<u64>,
     /// Whether the frame pointer is cleared here.
     pub clears_frame_pointer: fn(code: &[u8]) -> bool,
+    /// The address behind a call of the function `callee`.
+    pub behind_call: fn(code: &[u8], entry: u64, callee: u64) -> Option<u64>,
     /// The part of `runtime.clone` that both threads go on from. Behind it the new one is alone.
     pub both_threads: fn(code: &[u8], entry: u64) -> Option<Range<u64>>,
     /// Names of functions where a process begins.
@@ -52,48 +51,9 @@ pub(super) struct Machine {
 }
 
 /// Longer names are none of those that are special.
-const MAX_NAME_BYTES: usize = 48;
+pub(super) const MAX_NAME_BYTES: usize = 48;
 /// Changes of depth in one function; the rest of a function with more has no rows.
 const MAX_DEPTHS: usize = 1 << 20;
-
-/// Depths of functions that rules of others build on, looked up when they are first needed: the
-/// second only by Go until 1.20.
-pub(super) struct Landmarks<'a> {
-    machine: &'static Machine,
-    table: &'a Pclntab<'a>,
-    mstart0: OnceCell<Option<i32>>,
-    cgocall: OnceCell<Option<i32>>,
-}
-
-impl<'a> Landmarks<'a> {
-    pub(super) fn new(machine: &'static Machine, table: &'a Pclntab<'a>) -> Self {
-        Self {
-            machine,
-            table,
-            mstart0: OnceCell::new(),
-            cgocall: OnceCell::new(),
-        }
-    }
-
-    fn mstart0(&self) -> Option<i32> {
-        *self
-            .mstart0
-            .get_or_init(|| self.depth_of(b"runtime.mstart0"))
-    }
-
-    fn cgocall(&self) -> Option<i32> {
-        *self
-            .cgocall
-            .get_or_init(|| self.depth_of(b"runtime.cgocall"))
-    }
-
-    /// How deep a function's stack is where it calls others.
-    fn depth_of(&self, name: &[u8]) -> Option<i32> {
-        let mut functions = self.table.functions();
-        let function = functions.find(|function| function.name_below(MAX_NAME_BYTES) == name)?;
-        function.depths().map(|value| value.value).max()
-    }
-}
 
 /// Where a function saves the caller's frame pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,13 +68,8 @@ pub(super) struct Save {
 #[derive(Clone, Copy)]
 enum Switched {
     Rule(AnyRule),
-    /// The stack of the thread, as `mstart0` left it.
-    ThreadStack {
-        /// Depth of the function's own frame when it switched.
-        depth: i64,
-        /// Depth of `mstart0`'s frame.
-        mstart0: i64,
-    },
+    /// The stack of the thread, from this depth of the function's own frame on.
+    ThreadStack(ThreadStacks, i64),
 }
 
 impl Switched {
@@ -123,10 +78,9 @@ impl Switched {
     fn rule(self, machine: &Machine, depth: i64) -> AnyRule {
         match self {
             Self::Rule(rule) => rule,
-            Self::ThreadStack {
-                depth: start,
-                mstart0,
-            } => (machine.thread_rule)(mstart0, depth - start),
+            Self::ThreadStack(threads, start) => {
+                AnyRule::Wide(threads.rule(machine, depth - start))
+            }
         }
     }
 }
@@ -141,29 +95,33 @@ struct Switch {
 }
 
 /// Adds a function's rows.
-pub(super) fn add(landmarks: &Landmarks<'_>, function: &Function<'_>, rows: &mut Builder) {
-    let name = function.name_below(MAX_NAME_BYTES);
-    let name = name.strip_suffix(b".abi0").unwrap_or(name);
+pub(super) fn add(
+    machine: &Machine,
+    landmarks: &Landmarks,
+    function: &Function<'_>,
+    rows: &mut Builder,
+) {
+    let name = name(function);
     if name.starts_with(b"runtime.sigreturn") {
         // The kernel makes the handler return to its first byte, and a return address is looked up
         // one byte before.
         rows.add(function.entry - 1..function.end, Rule::SIGNAL.into());
         return;
     }
-    if is_root(landmarks.machine, name, function) {
+    if is_root(machine, name, function) {
         rows.add(function.entry..function.end, Rule::ROOT.into());
         return;
     }
     let values: Vec<PcValue> = function.depths().take(MAX_DEPTHS).collect();
     let code = function.code();
-    let save = (landmarks.machine.find_save)(&values, code, function.entry);
+    let save = (machine.find_save)(&values, code, function.entry);
     let switch = if function.writes_stack_pointer() || is_switch(name) {
-        find_switch(landmarks, function, name, code, &values, save)
+        find_switch(machine, landmarks, function, name, code, &values, save)
     } else {
         Switch::default()
     };
     for PcValue { range, value } in values {
-        add_depth(landmarks.machine, range, value.into(), save, &switch, rows);
+        add_depth(machine, range, value.into(), save, &switch, rows);
     }
 }
 
@@ -224,14 +182,14 @@ fn add_depth(
 
 /// Finds where a function is on another stack than the one it was called on.
 fn find_switch(
-    landmarks: &Landmarks<'_>,
+    machine: &Machine,
+    landmarks: &Landmarks,
     function: &Function<'_>,
     name: &[u8],
     code: &[u8],
     values: &[PcValue],
     save: Option<Save>,
 ) -> Switch {
-    let machine = landmarks.machine;
     if name == b"runtime.clone" {
         let parts = (machine.both_threads)(code, function.entry).map(|both| {
             let child = both.end..function.end;
@@ -279,17 +237,14 @@ fn find_switch(
     Switch { parts, depth: None }
 }
 
-/// The stack of the thread that a function is on from an address on, or its end when this Go has no
-/// `mstart0`.
-fn thread_stack(landmarks: &Landmarks<'_>, from: u64, values: &[PcValue]) -> Switched {
+/// The stack of the thread that a function is on from an address on, or its end when nothing is
+/// known of that.
+fn thread_stack(landmarks: &Landmarks, from: u64, values: &[PcValue]) -> Switched {
     let depth = values
         .iter()
         .find(|value| value.range.contains(&(from - 1)));
-    match (depth, landmarks.mstart0()) {
-        (Some(depth), Some(mstart0)) => Switched::ThreadStack {
-            depth: depth.value.into(),
-            mstart0: mstart0.into(),
-        },
+    match (depth, landmarks.threads) {
+        (Some(depth), Some(threads)) => Switched::ThreadStack(threads, depth.value.into()),
         _ => Switched::Rule(Rule::ROOT.into()),
     }
 }
@@ -297,7 +252,7 @@ fn thread_stack(landmarks: &Landmarks<'_>, from: u64, values: &[PcValue]) -> Swi
 /// Until Go 1.20 this is called on a goroutine's stack by `cgocall` alone, whose frame pointer it
 /// leaves in its register: the stack pointer of the call is `cgocall`'s depth below that frame's
 /// end. Its second half, for calls that are on the system stack already, has other callers.
-fn frameless_asmcgocall(landmarks: &Landmarks<'_>, writes: &[u64]) -> Vec<(Range<u64>, Switched)> {
+fn frameless_asmcgocall(landmarks: &Landmarks, writes: &[u64]) -> Vec<(Range<u64>, Switched)> {
     let (Some(&first), Some(&last)) = (writes.first(), writes.last()) else {
         return Vec::new();
     };
@@ -305,11 +260,11 @@ fn frameless_asmcgocall(landmarks: &Landmarks<'_>, writes: &[u64]) -> Vec<(Range
     let &[_, _, back, aligned, _] = writes else {
         return vec![(first..last, Switched::FOLLOW)];
     };
-    let of_cgocall = landmarks.cgocall().map_or(Switched::FOLLOW, |depth| {
+    let of_cgocall = landmarks.cgocall.map_or(Switched::FOLLOW, |depth| {
         Switched::Rule(AnyRule::Wide(WideRule {
             cfa_base: BASE_FP,
             // The frame pointer is 16 below the end of that frame, the return address 8.
-            cfa_offset: 8_i32.saturating_sub(depth),
+            cfa_offset: i32::try_from(8 - depth).unwrap_or(0),
             fp_rule: FP_SAME,
             ra_rule: RA_AT_CFA,
             ra_offset: -8,

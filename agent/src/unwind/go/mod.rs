@@ -8,6 +8,7 @@
 mod amd64;
 mod arm64;
 mod frames;
+mod landmarks;
 
 use std::ops::Range;
 
@@ -16,8 +17,8 @@ use rustc_hash::FxHashMap;
 
 use super::{Arch, Rows, TableRule};
 use crate::process::pclntab;
-use frames::Landmarks;
 use hotspan_abi::unwind::{Rule, WideRule};
+use landmarks::Landmarks;
 
 /// Rows end here, and the rest of the binary has none: far more than the largest binaries need.
 const MAX_ROWS: usize = 4 << 20;
@@ -36,12 +37,12 @@ pub fn rows<'a, R: ReadRef<'a> + 'a>(file: R) -> Option<Rows> {
     };
     let table = pclntab::find(file)?;
     let mut rows = Builder::default();
-    let landmarks = Landmarks::new(machine, &table);
+    let landmarks = Landmarks::find(machine, &table);
     for function in table.functions() {
         if rows.rows.len() > MAX_ROWS {
             break;
         }
-        frames::add(&landmarks, &function, &mut rows);
+        frames::add(machine, &landmarks, &function, &mut rows);
     }
     Some(rows.finish())
 }
@@ -185,6 +186,8 @@ impl Builder {
 
 #[cfg(test)]
 mod tests {
+    use hotspan_abi::unwind::{BASE_BY_CALLER, FP_AT_CFA};
+
     use super::*;
     use crate::process::pclntab::fixture::{Spec, TEXT, binary};
 
@@ -330,28 +333,73 @@ mod tests {
         );
     }
 
+    /// The rules once `mcall` has switched, and once it has pushed as well, with these functions behind it.
+    fn of_scheduler(others: &[Spec<'_>]) -> Vec<WideRule> {
+        // mov rsp, [r14+56]; push rax; nop
+        let code = [0x49, 0x8b, 0x66, 0x38, 0x50, 0x90];
+        let mcall = function("runtime.mcall", &code, &[(5, 0), (1, 8)]);
+        let found = rows(&binary(&[&[mcall], others].concat())[..]).unwrap();
+        let wide = [(4, TableRule::Wide(0)), (5, TableRule::Wide(1))];
+        let expected = [&[(0, sp(8, 0))], &wide[..]].concat();
+        let at = found.rows.iter().map(|(at, rule)| (at - TEXT, *rule));
+        assert_eq!(at.take(3).collect::<Vec<_>>(), expected);
+        found.wide
+    }
+
     #[test]
     fn the_scheduler_runs_on_the_stack_that_mstart0_left() {
-        // mov rsp, [r14+56]; push rax; nop
+        let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
+        let rule = |cfa_offset| WideRule {
+            cfa_offset,
+            ra_offset: -8,
+            ..WideRule::default()
+        };
+        assert_eq!(of_scheduler(&[mstart0]), [rule(32), rule(40)]);
+    }
+
+    #[test]
+    fn the_scheduler_runs_on_the_stack_that_cgocallback_left_when_c_has_called() {
+        let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
+        // Jumps there.
+        let wrapper = function(
+            "runtime.mstart0",
+            &[0xe9, 0xec, 0xff, 0xff, 0xff],
+            &[(5, 0)],
+        );
+        let nothing = function("main.nothing", &[0x90; 5], &[(5, 0)]);
+        // call wrapper; ret, and call mstart0; ret
+        let by_10 = [0xe8, 0xf6, 0xff, 0xff, 0xff, 0xc3];
+        let by_25 = [0xe8, 0xe7, 0xff, 0xff, 0xff, 0xc3];
+        let depths = [(1, 0), (7, 8), (5, 40), (1, 8), (1, 0)];
+        let cgocallback = function("runtime.cgocallback", FRAME, &depths);
+        for (between, mstart) in [(wrapper, by_10), (nothing, by_25)] {
+            let mstart = function("runtime.mstart", &mstart, &[(6, 0)]);
+            let rule = |cfa_offset| WideRule {
+                cfa_base: BASE_BY_CALLER,
+                cfa_offset,
+                cfa_is_read: (TEXT + 31) as u32 & 0xfff,
+                cfa_addend: 16,
+                fp_rule: FP_AT_CFA,
+                fp_offset: -16,
+                ra_offset: -8,
+                ..WideRule::default()
+            };
+            let others = [mstart0.clone(), between, mstart, cgocallback.clone()];
+            assert_eq!(of_scheduler(&others), [rule(32), rule(40)]);
+        }
+    }
+
+    #[test]
+    fn the_scheduler_begins_at_mcall_when_nothing_tells_what_is_below() {
         let mcall = [0x49, 0x8b, 0x66, 0x38, 0x50, 0x90];
-        let expected = [
-            (0, sp(8, 0)),
-            (4, sp(32, 0)),
-            (5, sp(40, 0)),
-            (6, sp(8, 0)),
-            (7, sp(16, 16)),
-        ];
-        let functions = [
-            function("runtime.mcall", &mcall, &[(5, 0), (1, 8)]),
-            function("runtime.mstart0", FRAME, FRAME_DEPTHS),
-        ];
-        let found = rows(&binary(&functions)[..]).unwrap();
-        let found: Vec<_> = found
-            .rows
-            .iter()
-            .map(|(at, rule)| (at - TEXT, *rule))
-            .collect();
-        assert_eq!(found[..5], expected);
+        let cgocallback = function("runtime.cgocallback", FRAME, FRAME_DEPTHS);
+        let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
+        let mcall = function("runtime.mcall", &mcall, &[(5, 0), (1, 8)]);
+        for others in [&[][..], &[mstart0, cgocallback]] {
+            let found =
+                rows(&binary(&[std::slice::from_ref(&mcall), others].concat())[..]).unwrap();
+            assert_eq!(found.rows[1], (TEXT + 4, ROOT));
+        }
     }
 
     #[test]
