@@ -11,9 +11,9 @@ use hotspan_abi::{
     limits::WINDOW_WORDS,
     records::StopReason,
     unwind::{
-        BASE_ALIGNED, BASE_BY_CALLER, BASE_FP, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS,
-        Mapping, PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK, ROW_SEARCH_STEPS, Rule,
-        SEGMENT_WORDS, WideRule, place_in_page, row_addr, row_rule,
+        BASE_ALIGNED, BASE_BY_CALLER, BASE_FP, BASE_OTHER_STACK, FP_AT_CFA, FP_AT_FP,
+        MAPPING_WORDS, MAX_MAPPINGS, Mapping, PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK,
+        ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS, WideRule, place_in_page, row_addr, row_rule,
     },
 };
 
@@ -503,6 +503,7 @@ impl Unwinder {
             BASE_FP => registers.fp,
             BASE_ALIGNED if self.is_exact == 0 => return Step::Stop(StopReason::NoUnwindTable),
             BASE_ALIGNED => registers.aligned,
+            BASE_OTHER_STACK => registers.fp,
             BASE_BY_CALLER => return self.step_by_caller(rule, memory),
             _ if self.is_sp_guessed::<M>() => {
                 if rule.fp_rule != FP_AT_CFA || rule.cfa_is_read != 0 {
@@ -536,7 +537,15 @@ impl Unwinder {
             _ => cfa,
         };
         let ra_at = ra_base.wrapping_add_signed(rule.ra_offset as i64);
-        self.pop(cfa, fp_at, ra_at, memory)
+        let may_go = if rule.cfa_base == BASE_OTHER_STACK {
+            cfa < USER_END && self.may_go_to(cfa)
+        } else {
+            self.may_rise_to(cfa)
+        };
+        if !may_go {
+            return Step::Stop(StopReason::NoUnwindTable);
+        }
+        self.load(cfa, fp_at, ra_at, memory)
     }
 
     /// Goes to the caller from whichever of two frames is there.
@@ -570,12 +579,17 @@ impl Unwinder {
     /// at `fp_at` unless that is 0.
     #[inline(always)]
     fn pop<M: ReadMemory>(&mut self, cfa: u64, fp_at: u64, ra_at: u64, memory: &mut M) -> Step {
-        // The stack grows down: a caller's frame lies above its callee's, but for a leaf that has just popped
-        // its return address.
-        if cfa.wrapping_add(u64::from(self.is_exact)) <= self.registers.sp || cfa >= USER_END {
+        if !self.may_rise_to(cfa) {
             return Step::Stop(StopReason::NoUnwindTable);
         }
         self.load(cfa, fp_at, ra_at, memory)
+    }
+
+    /// Whether a step on one stack may lead to this address. The stack grows down: a caller's frame lies
+    /// above its callee's, but for a leaf that has just popped its return address.
+    #[inline(always)]
+    fn may_rise_to(&self, cfa: u64) -> bool {
+        cfa.wrapping_add(u64::from(self.is_exact)) > self.registers.sp && cfa < USER_END
     }
 
     /// As [`Self::pop`], for a frame anywhere.

@@ -172,6 +172,17 @@ pub fn go_part(verb: &str, folder: &str, binary: &str) -> Result<PathBuf> {
     Ok(cached)
 }
 
+/// The Go compiler of a version like `1.20.14`.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn go_compiler(version: &str) -> Result<String> {
+    let xtask = ["run", "--quiet", "--package=xtask", "--", "go", version];
+    Ok(process::output(process::cargo().args(xtask))?
+        .trim()
+        .to_owned())
+}
+
 /// A script that needs no compiler.
 #[must_use]
 pub fn script(path: &str) -> PathBuf {
@@ -227,7 +238,7 @@ fn compile<'a>(
 /// Changes when the program may: with the compiler, its options and the sources.
 fn key(compiler: &str, flags: &[&str], source: &Path, libraries: &[&OsStr]) -> Result<u64> {
     let mut hash = DefaultHasher::new();
-    let version = if compiler == "go" {
+    let version = if Path::new(compiler).ends_with("go") {
         "version"
     } else {
         "--version"

@@ -169,9 +169,8 @@ fn seeded_chains_in_go_at_a_random_address() -> Result<()> {
 
 /// Goroutines end at `runtime.goexit`; what the scheduler does on a stack of its own begins with the
 /// thread, or with the goroutine that it was called from.
-#[test]
-fn goroutines_of_every_kind() -> Result<()> {
-    let program = built("go", "go/goroutines.go", "goroutines", &["build"])?;
+fn check_goroutines(go: &str) -> Result<()> {
+    let program = built(go, "go/goroutines.go", "goroutines", &["build"])?;
     let stacks = record(&mut Command::new(program))?.stacks;
     let total = stacks.total();
     ensure!(total > 1000, "{total} samples");
@@ -222,9 +221,8 @@ fn goroutines_of_every_kind() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn go_that_calls_c_that_calls_go() -> Result<()> {
-    let program = built("go", "go/cgo.go", "cgo", &["build"])?;
+fn check_callbacks(go: &str) -> Result<()> {
+    let program = built(go, "go/cgo.go", "cgo", &["build"])?;
     let paths = "
         runtime.goexit… > runtime.main > main.main > main.work | main.workThere > \
             main._Cfunc_c_work… | main._Cfunc_c_calls_go… | runtime.cgocall… > runtime.cgocall… | \
@@ -251,6 +249,27 @@ fn go_that_calls_c_that_calls_go() -> Result<()> {
             "{}",
             stacks.commonest()
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn goroutines_of_every_kind() -> Result<()> {
+    check_goroutines("go")
+}
+
+#[test]
+fn go_that_calls_c_that_calls_go() -> Result<()> {
+    check_callbacks("go")
+}
+
+/// Where Go switches stacks, it kept frames and frame pointers otherwise until 1.20, and until 1.24.
+#[test]
+fn go_of_earlier_versions() -> Result<()> {
+    for version in ["1.20.14", "1.24.9"] {
+        let go = program::go_compiler(version)?;
+        check_goroutines(&go).with_context(|| format!("Go {version}"))?;
+        check_callbacks(&go).with_context(|| format!("Go {version}"))?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod build_ebpf;
 mod check;
 mod command;
 mod debian;
+mod go;
 mod go_parts;
 mod kernels;
 mod overhead;
@@ -36,6 +37,8 @@ enum Verb {
     Collector,
     /// Build the pinned Prometheus and promtool into the cache, and print the folder.
     Prometheus,
+    /// Fetch a version of Go, and print where it is.
+    Go(go::Args),
     /// What hotspan costs, against its promises and beside perf; needs root.
     Overhead(overhead::Args),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Kernels(args) => kernels::run(&args),
         Verb::Collector => go_parts::run(&go_parts::COLLECTOR),
         Verb::Prometheus => go_parts::run(&go_parts::PROMETHEUS),
+        Verb::Go(args) => go::run(&args),
         Verb::Overhead(args) => overhead::run(&args),
     };
     match result {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use hotspan_abi::unwind::{
-    BASE_BY_CALLER, FP_AT_CFA, FP_AT_FP, RA_AT_FP, RA_IN_LINK, Rule, WideRule,
+    BASE_BY_CALLER, BASE_FP, BASE_OTHER_STACK, FP_AT_CFA, FP_AT_FP, RA_AT_FP, RA_IN_LINK, Rule,
+    WideRule,
 };
 
 use super::{
@@ -78,12 +79,16 @@ fn name(rule: Rule) -> &'static str {
 
 fn wide_cfa(arch: Arch, rule: &WideRule) -> String {
     let names = arch.facts().names;
-    let base = names.get(rule.cfa_base as usize).unwrap_or(&"?");
     if rule.cfa_base == BASE_BY_CALLER {
         let [sp, ..] = names;
         let other = i64::from(rule.cfa_offset) + i64::from(rule.cfa_addend);
         return format!("{sp}+{} or {sp}+{other}", rule.cfa_offset);
     }
+    let base = match rule.cfa_base {
+        BASE_OTHER_STACK => BASE_FP,
+        base => base,
+    };
+    let base = names.get(base as usize).unwrap_or(&"?");
     let place = format!("{base}{:+}", rule.cfa_offset);
     match (rule.cfa_is_read, rule.cfa_addend) {
         (0, _) => place,

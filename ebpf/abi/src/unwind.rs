@@ -207,6 +207,8 @@ pub const BASE_ALIGNED: u32 = 2;
 /// [`place_in_page`]. Else the CFA is `cfa_addend` further up, and a frame record (frame pointer, then return
 /// address) lies at `fp_offset` from that. See [`BASE_SP`].
 pub const BASE_BY_CALLER: u32 = 3;
+/// The frame pointer, which leads to another stack, wherever that lies. See [`BASE_SP`].
+pub const BASE_OTHER_STACK: u32 = 4;
 
 /// What an address has in common wherever its file is mapped.
 #[inline(always)]
@@ -233,7 +235,7 @@ pub const RA_AT_FP: u32 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct WideRule {
-    /// [`BASE_SP`], [`BASE_FP`], [`BASE_ALIGNED`] or [`BASE_BY_CALLER`].
+    /// [`BASE_SP`], [`BASE_FP`], [`BASE_ALIGNED`], [`BASE_BY_CALLER`] or [`BASE_OTHER_STACK`].
     pub cfa_base: u32,
     /// CFA = base + this, or, when it is read from memory, what lies at base + this.
     pub cfa_offset: i32,

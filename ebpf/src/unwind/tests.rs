@@ -664,6 +664,20 @@ fn stack_is_switched_downwards_where_a_row_says_so_and_only_there() {
     let expected = (&[0x210, 0x310][..], StopReason::Root);
     check::<X86_64>(&rows, &[], registers, &stack, expected);
     check::<Aarch64>(&rows, &[], registers, &stack, expected);
+    let wide = |cfa_base| WideRule {
+        cfa_base,
+        cfa_offset: 16,
+        fp_rule: FP_AT_CFA,
+        fp_offset: -16,
+        ra_offset: -8,
+        ..WideRule::default()
+    };
+    let rows = [(0, Rule::wide(0).unwrap()), rows[1], root];
+    let other = [wide(BASE_OTHER_STACK)];
+    check::<X86_64>(&rows, &other, registers, &stack, expected);
+    check::<Aarch64>(&rows, &other, registers, &stack, expected);
+    let expected = (&[][..], StopReason::NoUnwindTable);
+    check::<X86_64>(&rows, &[wide(BASE_FP)], registers, &stack, expected);
     let rows = [(0, Rule::FRAME_POINTER), root];
     let expected = (&[][..], StopReason::NoUnwindTable);
     check::<X86_64>(&rows, &[], registers, &stack, expected);
@@ -719,7 +733,7 @@ fn any_words_and_any_tables_end<A: Arch>(seed: u64) {
             tables.words[at] = next() as u32;
         }
         let wide = (0..3).map(|_| WideRule {
-            cfa_base: next() as u32 & 3,
+            cfa_base: next() as u32 % 5,
             cfa_offset: (next() as i32) >> 20,
             cfa_is_read: next() as u32 & 1,
             cfa_addend: (next() as i32) >> (next() & 31),

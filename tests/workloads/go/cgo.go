@@ -84,9 +84,11 @@ func roundsPerMs() uint64 {
 	for i := 0; i < 5; i++ {
 		start := threadCPU()
 		leaf(rounds)
-		best = min(best, threadCPU()-start)
+		if spent := threadCPU() - start; spent > 0 && spent < best {
+			best = spent
+		}
 	}
-	return rounds * 1000000 / uint64(max(best, 1))
+	return rounds * 1000000 / uint64(best)
 }
 
 func main() {

@@ -122,6 +122,7 @@ func main() {
 		computing, allocating, reading, growing,
 		func() { playing(there, back) }, func() { playing(back, there) },
 	} {
+		work := work // Until Go 1.22 all would be the last.
 		all.Add(1)
 		go func() {
 			defer all.Done()

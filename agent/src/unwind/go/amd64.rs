@@ -22,7 +22,7 @@ pub(super) const AMD64: Machine = Machine {
     record_below: |_| 16,
     find_save,
     stack_pointer_writes,
-    clears_frame_pointer,
+    replaces_frame_pointer,
     behind_call,
     both_threads,
     starts: &[b"_rt0_amd64", b"_rt0_amd64_linux"],
@@ -108,9 +108,13 @@ fn find_store(code: &[u8], start: u64, depth: i64) -> Option<Save> {
     })
 }
 
-/// Whether `mov rbp, 0` comes next, in either of its encodings.
-fn clears_frame_pointer(code: &[u8]) -> bool {
-    code.starts_with(&[0x31, 0xed]) || code.starts_with(&[0x48, 0xc7, 0xc5, 0, 0, 0, 0])
+/// Whether `mov rbp, 0` comes next, in either of its encodings, or `mov rbp, [register+byte]`.
+fn replaces_frame_pointer(code: &[u8]) -> bool {
+    match code {
+        [0x31, 0xed, ..] | [0x48, 0xc7, 0xc5, 0, 0, 0, 0, ..] => true,
+        [0x48 | 0x49, 0x8b, modrm, ..] => modrm & 0xf8 == 0x68,
+        _ => false,
+    }
 }
 
 /// The address behind a call of a function.

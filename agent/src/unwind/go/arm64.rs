@@ -21,7 +21,7 @@ pub(super) const ARM64: Machine = Machine {
     record_below: |depth| depth + 8,
     find_save,
     stack_pointer_writes,
-    clears_frame_pointer: |code| words(code).next() == Some(CLEAR_X29),
+    replaces_frame_pointer,
     behind_call,
     both_threads,
     starts: &[b"_rt0_arm64_linux", b"main"],
@@ -35,7 +35,7 @@ const MAX_WRITES: usize = 16;
 /// `stur x29, [sp, #-8]`, and for large frames `stp x29, x30, [x20, #-8]`.
 const SAVES: [u32; 2] = [0xf81f_83fd, 0xa93f_fa9d];
 /// `mov x29, #0`, which is written so or as a copy of the register that is zero.
-const CLEAR_X29: u32 = 0xd280_001d;
+const CLEAR_X29: [u32; 2] = [0xd280_001d, 0xaa1f_03fd];
 const RET: u32 = 0xd65f_03c0;
 /// `svc #0`.
 const SVC: u32 = 0xd400_0001;
@@ -89,6 +89,13 @@ fn stack_pointer_writes(code: &[u8], entry: u64) -> Vec<u64> {
     let writes = words.filter(|(_, word)| word & 0xffff_fc1f == 0x9100_001f);
     let behind = writes.map(|(at, _)| entry + 4 * at as u64 + 4);
     behind.take(MAX_WRITES).collect()
+}
+
+/// Whether `mov x29, #0` or `ldr x29, [register, offset]` comes next.
+fn replaces_frame_pointer(code: &[u8]) -> bool {
+    words(code)
+        .next()
+        .is_some_and(|word| CLEAR_X29.contains(&word) || word & 0xffc0_001f == 0xf940_001d)
 }
 
 /// The address behind a call of a function: `bl`.

@@ -6,8 +6,8 @@
 //! | `asmcgocall` until Go 1.20, without a frame | depth | the frame pointer is that of `cgocall`, and the depth of that is known |
 //! | `systemstack` until Go 1.20, without a frame | depth | frame pointer of the caller: the caller itself is lost, all above is kept |
 //! | `mcall` | depth | what the thread was in last, see [`super::landmarks`]: what runs is the scheduler, for no goroutine |
-//! | `morestack` from Go 1.25 | depth | likewise: the frame pointer is cleared, and the goroutine whose stack grows is known in memory of the runtime alone |
-//! | `morestack` until Go 1.24 | depth | frame pointer of the caller's caller |
+//! | `morestack` from Go 1.21, on arm64 from 1.18 | depth | likewise: the frame pointer is gone, and the goroutine whose stack grows is known in memory of the runtime alone |
+//! | `morestack` before | depth | frame pointer of the caller's caller |
 //! | `gogo` | depth | frame pointer, which it restores for the goroutine it continues |
 //! | `clone` | depth | root of a new thread |
 //! | `rawVforkSyscall` | depth, but the frame pointer of the caller while the return address is in a register | |
@@ -18,7 +18,7 @@
 
 use std::ops::Range;
 
-use hotspan_abi::unwind::{BASE_FP, FP_SAME, RA_AT_CFA, Rule, WideRule};
+use hotspan_abi::unwind::{BASE_OTHER_STACK, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
     AnyRule, Builder,
@@ -40,8 +40,8 @@ pub(super) struct Machine {
     pub find_save: fn(values: &[PcValue], code: &[u8], entry: u64) -> Option<Save>,
     /// Addresses behind instructions that write the stack pointer, other than by a constant.
     pub stack_pointer_writes: fn(code: &[u8], entry: u64) -> Vec<u64>,
-    /// Whether the frame pointer is cleared here.
-    pub clears_frame_pointer: fn(code: &[u8]) -> bool,
+    /// Whether the frame pointer is cleared here, or the other stack's own takes its place.
+    pub replaces_frame_pointer: fn(code: &[u8]) -> bool,
     /// The address behind a call of the function `callee`.
     pub behind_call: fn(code: &[u8], entry: u64, callee: u64) -> Option<u64>,
     /// The part of `runtime.clone` that both threads go on from. Behind it the new one is alone.
@@ -211,14 +211,14 @@ fn find_switch(
     let depth: Option<i64> = values.iter().map(|value| value.value.into()).max();
     let record = depth.filter(|depth| *depth > 0).map(machine.record_below);
     let has_frame = record.is_some() && save.map(|save| save.below) == record;
-    let clears = || {
+    let replaces = || {
         let rest = usize::try_from(first - function.entry).ok();
         let rest = rest.and_then(|at| code.get(at..));
-        rest.is_some_and(machine.clears_frame_pointer)
+        rest.is_some_and(machine.replaces_frame_pointer)
     };
     let parts = match name {
         b"runtime.switchToCrashStack0" => to_end(Switched::Rule(Rule::NONE.into())),
-        b"runtime.morestack" if !clears() => to_end(Switched::FOLLOW),
+        b"runtime.morestack" if !replaces() => to_end(Switched::FOLLOW),
         b"runtime.mcall" | b"runtime.morestack" => to_end(thread_stack(landmarks, first, values)),
         _ if has_frame => {
             // With one write alone it does not come back.
@@ -262,7 +262,7 @@ fn frameless_asmcgocall(landmarks: &Landmarks, writes: &[u64]) -> Vec<(Range<u64
     };
     let of_cgocall = landmarks.cgocall.map_or(Switched::FOLLOW, |depth| {
         Switched::Rule(AnyRule::Wide(WideRule {
-            cfa_base: BASE_FP,
+            cfa_base: BASE_OTHER_STACK,
             // The frame pointer is 16 below the end of that frame, the return address 8.
             cfa_offset: i32::try_from(8 - depth).unwrap_or(0),
             fp_rule: FP_SAME,

@@ -347,6 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stack_that_grows_is_left_for_that_of_the_thread_once_the_frame_pointer_is_gone() {
+        // mov rsp, [rbx+56], then mov rbp, 0, mov rbp, [rbx+96], or neither.
+        let switch = [0x48, 0x8b, 0x63, 0x38];
+        let replaced = TableRule::Wide(0);
+        let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
+        for (next, expected) in [
+            ([0x48, 0xc7, 0xc5, 0, 0, 0, 0], replaced),
+            ([0x48, 0x8b, 0x6b, 0x60, 0x90, 0x90, 0x90], replaced),
+            ([0xe8, 1, 1, 1, 1, 0x90, 0x90], FOLLOW),
+        ] {
+            let code = [&switch[..], &next].concat();
+            let morestack = function("runtime.morestack", &code, &[(11, 0)]);
+            let found = rows(&binary(&[morestack, mstart0.clone()])[..]).unwrap();
+            assert_eq!(found.rows[1], (TEXT + 4, expected));
+        }
+    }
+
+    #[test]
     fn the_scheduler_runs_on_the_stack_that_mstart0_left() {
         let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
         let rule = |cfa_offset| WideRule {
