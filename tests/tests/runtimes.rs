@@ -137,34 +137,30 @@ fn of_goroutines(stacks: &Stacks, thread_roots: &[&str]) -> Result<Stacks> {
     Ok(of_goroutines)
 }
 
-const GO_START: &str = "runtime.goexit… > main.main.gowrap1 > main.work > main.run";
-const GO_BETWEEN: &str = "runtime.goexit… > main.main.gowrap1 > main.work > time.… | main.threadCPU | \
+const GO_START: &str = "runtime.goexit… > main.main.… > main.work > main.run";
+const GO_BETWEEN: &str = "runtime.goexit… > main.main.… > main.work > time.… | main.threadCPU | \
                           runtime.… | sync/… | main.leaf > *";
 
-#[test]
-fn seeded_chains_in_go() -> Result<()> {
-    let program = built("go", "go/seeded.go", "seeded_go", &["build"])?;
+fn check_seeded_go(go: &str, product: &str, flags: &[&str]) -> Result<()> {
+    let program = built(go, "go/seeded.go", product, &[&["build"], flags].concat())?;
     check_seeded(&program, GO_START, GO_BETWEEN, |stacks| {
         of_goroutines(&stacks, &["runtime.mstart…"])
     })
+}
+
+#[test]
+fn seeded_chains_in_go() -> Result<()> {
+    check_seeded_go("go", "seeded_go", &[])
 }
 
 #[test]
 fn seeded_chains_in_go_without_symbols() -> Result<()> {
-    let flags = ["build", "-ldflags=-s -w"];
-    let program = built("go", "go/seeded.go", "seeded_go_s", &flags)?;
-    check_seeded(&program, GO_START, GO_BETWEEN, |stacks| {
-        of_goroutines(&stacks, &["runtime.mstart…"])
-    })
+    check_seeded_go("go", "seeded_go_s", &["-ldflags=-s -w"])
 }
 
 #[test]
 fn seeded_chains_in_go_at_a_random_address() -> Result<()> {
-    let flags = ["build", "-buildmode=pie"];
-    let program = built("go", "go/seeded.go", "seeded_go_pie", &flags)?;
-    check_seeded(&program, GO_START, GO_BETWEEN, |stacks| {
-        of_goroutines(&stacks, &["runtime.mstart…"])
-    })
+    check_seeded_go("go", "seeded_go_pie", &["-buildmode=pie"])
 }
 
 /// Goroutines end at `runtime.goexit`; what the scheduler does on a stack of its own begins with the
@@ -268,8 +264,10 @@ fn go_that_calls_c_that_calls_go() -> Result<()> {
 fn go_of_earlier_versions() -> Result<()> {
     for version in ["1.20.14", "1.24.9"] {
         let go = program::go_compiler(version)?;
-        check_goroutines(&go).with_context(|| format!("Go {version}"))?;
-        check_callbacks(&go).with_context(|| format!("Go {version}"))?;
+        check_seeded_go(&go, "seeded_go", &[])
+            .and_then(|()| check_goroutines(&go))
+            .and_then(|()| check_callbacks(&go))
+            .with_context(|| format!("Go {version}"))?;
     }
     Ok(())
 }

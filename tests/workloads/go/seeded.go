@@ -145,9 +145,11 @@ func roundsPerMs() int64 {
 	for i := 0; i < 5; i++ {
 		start := threadCPU()
 		leaf(rounds)
-		best = min(best, threadCPU()-start)
+		if spent := threadCPU() - start; spent > 0 && spent < best {
+			best = spent
+		}
 	}
-	return rounds * 1000000 / max(best, 1)
+	return rounds * 1000000 / best
 }
 
 func argument(at int, otherwise float64) float64 {
