@@ -9,10 +9,12 @@ use anyhow::{Context, Result, ensure};
 
 use super::cross::{Cross, TARGET};
 use crate::build_ebpf::Arch;
-use crate::{command, test, workspace};
+use crate::{command, go, test, workspace};
 
 /// Workloads of `tests/workloads/c` that the checks start.
 const WORKLOADS: [&str; 4] = ["recursion", "shares", "short_lived", "syscalls"];
+/// The same for `tests/workloads/go`.
+const GO_WORKLOAD: &str = "goroutines";
 
 /// What goes into a machine.
 pub struct Programs {
@@ -52,7 +54,12 @@ fn native(folder: &Path) -> Result<Programs> {
     Ok(Programs {
         smoke: workspace::target().join("debug/kernel_smoke"),
         hotspan,
-        workloads: workloads(Path::new("gcc"), &[], &folder.join("workloads"))?,
+        workloads: workloads(
+            Arch::host(),
+            Path::new("gcc"),
+            &[],
+            &folder.join("workloads"),
+        )?,
         library_folders: native_library_folders(),
     })
 }
@@ -74,6 +81,7 @@ fn cross(folder: &Path) -> Result<Programs> {
         smoke: built.join("kernel_smoke"),
         hotspan: built.join("hotspan"),
         workloads: workloads(
+            Arch::Aarch64,
             &cross.cc(),
             &["-mbranch-protection=standard"],
             &folder.join("workloads"),
@@ -98,23 +106,31 @@ fn native_library_folders() -> Vec<PathBuf> {
         .into()
 }
 
-/// Compiles the workloads into `folder`, without frame pointers.
-fn workloads(compiler: &Path, flags: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
+/// Compiles the workloads into `folder`, those in C without frame pointers.
+fn workloads(arch: Arch, compiler: &Path, flags: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let sources = workspace::root().join("tests/workloads/c");
-    WORKLOADS
-        .iter()
-        .map(|name| {
-            let product = folder.join(name);
-            command::output(
-                Command::new(compiler)
-                    .args(["-O2", "-g", "-fomit-frame-pointer"])
-                    .args(flags)
-                    .arg("-o")
-                    .arg(&product)
-                    .arg(sources.join(format!("{name}.c"))),
-            )?;
-            Ok(product)
-        })
-        .collect()
+    let go = folder.join(GO_WORKLOAD);
+    command::output(
+        Command::new(go::find()?)
+            .args(["build", "-o"])
+            .arg(&go)
+            .arg(workspace::root().join(format!("tests/workloads/go/{GO_WORKLOAD}.go")))
+            .env("CGO_ENABLED", "0")
+            .env("GOARCH", arch.debian())
+            .env_remove("GOROOT"),
+    )?;
+    let in_c = WORKLOADS.iter().map(|name| {
+        let product = folder.join(name);
+        command::output(
+            Command::new(compiler)
+                .args(["-O2", "-g", "-fomit-frame-pointer"])
+                .args(flags)
+                .arg("-o")
+                .arg(&product)
+                .arg(sources.join(format!("{name}.c"))),
+        )?;
+        Ok(product)
+    });
+    in_c.chain([Ok(go)]).collect()
 }

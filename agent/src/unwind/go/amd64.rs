@@ -23,6 +23,7 @@ pub(super) const AMD64: Machine = Machine {
     find_save,
     stack_pointer_writes,
     replaces_frame_pointer,
+    push: |_| None,
     behind_call,
     both_threads,
     starts: &[b"_rt0_amd64", b"_rt0_amd64_linux"],

@@ -22,6 +22,7 @@ pub(super) const ARM64: Machine = Machine {
     find_save,
     stack_pointer_writes,
     replaces_frame_pointer,
+    push,
     behind_call,
     both_threads,
     starts: &[b"_rt0_arm64_linux", b"main"],
@@ -96,6 +97,17 @@ fn replaces_frame_pointer(code: &[u8]) -> bool {
     words(code)
         .next()
         .is_some_and(|word| CLEAR_X29.contains(&word) || word & 0xffc0_001f == 0xf940_001d)
+}
+
+/// `str register, [sp, #-bytes]!`, among the next instructions.
+fn push(code: &[u8]) -> Option<(u64, i64)> {
+    let mut next = words(code).take(8).enumerate();
+    next.find_map(|(at, word)| {
+        // Nine bits with a sign.
+        let to = i64::from((word << 11).cast_signed() >> 23);
+        let is_push = word & 0xffe0_0fe0 == 0xf800_0fe0 && to < 0;
+        is_push.then_some((4 * at as u64 + 4, -to))
+    })
 }
 
 /// The address behind a call of a function: `bl`.

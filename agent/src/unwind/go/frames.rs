@@ -42,6 +42,8 @@ pub(super) struct Machine {
     pub stack_pointer_writes: fn(code: &[u8], entry: u64) -> Vec<u64>,
     /// Whether the frame pointer is cleared here, or the other stack's own takes its place.
     pub replaces_frame_pointer: fn(code: &[u8]) -> bool,
+    /// Finds a store that makes room on the stack as well: the bytes up to behind it, and how much room.
+    pub push: fn(code: &[u8]) -> Option<(u64, i64)>,
     /// The address behind a call of the function `callee`.
     pub behind_call: fn(code: &[u8], entry: u64, callee: u64) -> Option<u64>,
     /// The part of `runtime.clone` that both threads go on from. Behind it the new one is alone.
@@ -211,15 +213,14 @@ fn find_switch(
     let depth: Option<i64> = values.iter().map(|value| value.value.into()).max();
     let record = depth.filter(|depth| *depth > 0).map(machine.record_below);
     let has_frame = record.is_some() && save.map(|save| save.below) == record;
-    let replaces = || {
-        let rest = usize::try_from(first - function.entry).ok();
-        let rest = rest.and_then(|at| code.get(at..));
-        rest.is_some_and(machine.replaces_frame_pointer)
-    };
+    let rest = usize::try_from(first - function.entry).ok();
+    let rest = rest.and_then(|at| code.get(at..)).unwrap_or_default();
     let parts = match name {
         b"runtime.switchToCrashStack0" => to_end(Switched::Rule(Rule::NONE.into())),
-        b"runtime.morestack" if !replaces() => to_end(Switched::FOLLOW),
-        b"runtime.mcall" | b"runtime.morestack" => to_end(thread_stack(landmarks, first, values)),
+        b"runtime.morestack" if !(machine.replaces_frame_pointer)(rest) => to_end(Switched::FOLLOW),
+        b"runtime.mcall" | b"runtime.morestack" => {
+            thread_stack(landmarks, first..function.end, values, (machine.push)(rest))
+        }
         _ if has_frame => {
             // With one write alone it does not come back.
             let end = if writes.len() == 1 {
@@ -237,15 +238,28 @@ fn find_switch(
     Switch { parts, depth: None }
 }
 
-/// The stack of the thread that a function is on from an address on, or its end when nothing is
-/// known of that.
-fn thread_stack(landmarks: &Landmarks, from: u64, values: &[PcValue]) -> Switched {
-    let depth = values
-        .iter()
-        .find(|value| value.range.contains(&(from - 1)));
-    match (depth, landmarks.threads) {
-        (Some(depth), Some(threads)) => Switched::ThreadStack(threads, depth.value.into()),
-        _ => Switched::Rule(Rule::ROOT.into()),
+/// The stack of the thread that a function is on in this part, or its end when nothing is known of that.
+/// Of `push` the depths may tell nothing: `morestack` on arm64.
+fn thread_stack(
+    landmarks: &Landmarks,
+    part: Range<u64>,
+    values: &[PcValue],
+    push: Option<(u64, i64)>,
+) -> Vec<(Range<u64>, Switched)> {
+    let depth_at = |addr| {
+        let value = values.iter().find(|value| value.range.contains(&addr));
+        value.map(|value| i64::from(value.value))
+    };
+    let (Some(depth), Some(threads)) = (depth_at(part.start - 1), landmarks.threads) else {
+        return vec![(part, Switched::Rule(Rule::ROOT.into()))];
+    };
+    let from = |depth| Switched::ThreadStack(threads, depth);
+    match push.map(|(len, bytes)| (part.start + len, bytes)) {
+        Some((pushed, bytes)) if depth_at(pushed) == Some(depth) => vec![
+            (part.start..pushed, from(depth)),
+            (pushed..part.end, from(depth - bytes)),
+        ],
+        _ => vec![(part, from(depth))],
     }
 }
 

@@ -11,7 +11,7 @@ use hotspan_tests::place::{self, Cgroup, cgroup_hierarchy};
 use hotspan_tests::recorder::{Finished, Hotspan, read_folded};
 use hotspan_tests::stacks::{Stacks, is_like};
 use hotspan_tests::workload::Workload;
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::setpriority_process;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -50,6 +50,7 @@ type Check = fn(&mut Costs) -> Result<String>;
 const CHECKS: &[(&str, Check)] = &[
     ("process", process),
     ("deep_recursion", deep_recursion),
+    ("go", go),
     ("syscalls", syscalls),
     ("command", command),
     ("children", children),
@@ -128,9 +129,11 @@ fn workload(name: &str) -> Result<PathBuf> {
 /// Starts a workload. It works all the time, but leaves the only CPU to whoever else wants it:
 /// hotspan would take twice as long to start.
 fn start(name: &str) -> Result<Workload> {
-    let workload = Workload::start_command(&mut Command::new(workload(name)?))?;
-    setpriority_process(Pid::from_raw(workload.pid() as i32), LOWEST_PRIORITY)?;
-    Ok(workload)
+    // So that all its threads have it.
+    setpriority_process(None, LOWEST_PRIORITY)?;
+    let workload = Workload::start_command(&mut Command::new(workload(name)?));
+    setpriority_process(None, 0)?;
+    workload
 }
 
 /// Records once and returns the run and its stacks, none if nobody had time to run. What follows ` -- ` in `arguments` is a command.
@@ -244,6 +247,39 @@ fn deep_recursion(costs: &mut Costs) -> Result<String> {
     let workload = start("recursion")?;
     record_until(of_pid(&workload, ""), costs, |stacks| {
         check_chains(stacks, NEARLY_ALL, &[&chain])
+    })
+}
+
+/// Goroutines, of which one's stack grows again and again: by a function that is on the stack of its thread.
+fn go(costs: &mut Costs) -> Result<String> {
+    const ROOTS: [&str; 4] = [
+        "runtime.goexit…",
+        "runtime.mstart…",
+        "runtime.clone…",
+        "_rt0_…",
+    ];
+    let workload = start("goroutines")?;
+    record_until(of_pid(&workload, ""), costs, |stacks| {
+        let all = stacks.total();
+        let rooted = stacks.filter(|stack| ROOTS.iter().any(|root| is_like(&stack[1], root)));
+        ensure!(
+            all >= LEAST_SAMPLES && rooted.total() as f64 >= NEARLY_ALL * all as f64,
+            "of {all} samples {} are rooted: {}",
+            rooted.total(),
+            stacks.commonest()
+        );
+        for chain in [
+            ["main.computing", "main.compute", "main.leaf"],
+            ["main.growing.func…", "main.grow", "main.grow"],
+            ["runtime.mstart…", "runtime.morestack…", "runtime.newstack…"],
+        ] {
+            ensure!(
+                rooted.with_chain(&chain) > 0,
+                "never seen: {chain:?}: {}",
+                rooted.commonest()
+            );
+        }
+        Ok(format!("{} of {all} samples rooted", rooted.total()))
     })
 }
 
