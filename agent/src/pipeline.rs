@@ -72,10 +72,10 @@ const WINDOW_PATIENCE: Duration = Duration::from_millis(200);
 /// A process that ended may still be sampled this long, and its CPU time be told.
 const AFTERLIFE_NS: u64 = 300_000_000;
 
-/// News of processes, and copies of stacks, are read this long after the first of them: soon enough to open
-/// the files of one that ends soon, and late enough not to wake up for each of the files that it maps.
-/// Samples do not depend on it: they bring their stack along.
-const COALESCE: Duration = Duration::from_millis(10);
+/// News of processes, and copies of stacks, are read this long after the first of them: late enough not to
+/// wake up for each of the files that a process maps. Samples have no tables until then, but bring their stack
+/// along: only where that goes on on another one, as in Go, they depend on it.
+const COALESCE: Duration = Duration::from_millis(2);
 
 /// What to record.
 pub struct Plan {
