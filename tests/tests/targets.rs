@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -365,6 +366,27 @@ fn a_command_outlives_the_duration() -> Result<()> {
         "the command was cut off: {}",
         run.stderr
     );
+    Ok(())
+}
+
+/// A terminal and a wrapper that passes signals on may send one each.
+#[test]
+fn ctrl_c_that_comes_twice_at_once_writes_what_was_captured() -> Result<()> {
+    let folder = place::folder()?;
+    let file = folder.path().join("out.folded");
+    let workload = Workload::start(&shares()?)?;
+    let mut running = Hotspan::record()?
+        .args(&format!("-F 999 -p {}", workload.pid()))
+        .output(&file)
+        .start()?;
+    running.wait_for_capture()?;
+    workload.wait_for_work(Duration::from_millis(500))?;
+    running.signal(Signal::INT)?;
+    thread::sleep(Duration::from_millis(10));
+    running.signal(Signal::INT)?;
+    running.finish()?.succeeded()?;
+    let kept = read_folded(&file)?.with("main");
+    ensure!(kept > 100, "{kept} samples");
     Ok(())
 }
 

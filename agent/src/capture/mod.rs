@@ -592,7 +592,7 @@ fn attach_raw_tracepoint(programs: &mut Ebpf, name: &str, tracepoint: &str) -> R
 /// Tells what the verifier spent on a program; kernels before 5.16 keep that to themselves.
 fn tell_cost(name: &str, info: Result<ProgramInfo, ProgramError>) {
     let verified_instructions = info.ok().and_then(|info| info.verified_instruction_count());
-    tracing::info!(
+    tracing::debug!(
         program = name,
         verified_instructions,
         "the kernel took a program"

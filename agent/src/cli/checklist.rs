@@ -269,7 +269,10 @@ fn what_is_unread(unread: Unread) -> Option<String> {
         left_out,
     } = unread;
     let reasons = [
-        (denied, "denied (root may know who does the I/O, for one)"),
+        (
+            denied,
+            "denied (who does the I/O, for one, is for root that may trace any process)",
+        ),
         (malformed, "malformed"),
         (failed, "failed"),
         (left_out, "beyond the limit of what is looked at"),
@@ -338,7 +341,7 @@ verdict    resource    instance     used      waiting        errors       p99  t
 saturated  cpu         cpu0      100.0 %  1.25 thread  0 throttle/s  12.50 ms  busy[7] 98 %
 ok         filesystem  /a?[2J     50.0 %            -             -         -
 1 more checks of cgroups show no trouble; --json has them.
-Not read, of the kernel's files: 3 denied (root may know who does the I/O, for one).
+Not read, of the kernel's files: 3 denied (who does the I/O, for one, is for root that may trace any process).
 ";
         assert_eq!(
             render(checks(), &notes(unread, None), Palette::PLAIN),

@@ -17,7 +17,9 @@ pub fn parse(text: &str) -> Result<Duration, UsageError> {
         return Duration::try_from_secs_f64(seconds)
             .map_err(|_| wrong(&format!("{text} is no duration")));
     }
-    let duration = jiff::SignedDuration::from_str(text)
+    // `.3s`, as `.3` is read.
+    let with_zero = text.strip_prefix('.').map(|rest| format!("0.{rest}"));
+    let duration = jiff::SignedDuration::from_str(with_zero.as_deref().unwrap_or(text))
         .map_err(|_| wrong(&format!("{text} is no duration")))?;
     match Duration::try_from(duration) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
@@ -39,6 +41,8 @@ mod tests {
             ("2h", 7_200_000),
             ("3", 3000),
             ("0.5", 500),
+            (".5", 500),
+            (".5s", 500),
             ("1 min", 60_000),
         ] {
             assert_eq!(

@@ -22,7 +22,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 /// Shows which code is hot on this Linux host.
 #[derive(Parser)]
@@ -62,7 +65,13 @@ enum Command {
 
 /// Tells the user something on standard error. Where nobody can read it, there is nothing to be done.
 fn tell(text: std::fmt::Arguments<'_>) {
+    let text = text.to_string().replace(is_command, "?");
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Whether a terminal would do something else than show it.
+fn is_command(c: char) -> bool {
+    c.is_control() && c != '\n'
 }
 
 /// A mistake in how hotspan was called: one sentence with the fix. Exit code 2.
@@ -107,15 +116,25 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let sentence = text
-        .split("\n\n")
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ");
-    let sentence: Vec<_> = sentence.split_whitespace().collect();
+    let mut parts = text.split("\n\n").map(|part| {
+        let words: Vec<_> = part.split_whitespace().collect();
+        words.join(" ")
+    });
+    let sentence = parts.next().unwrap_or_default();
+    let sentence = sentence.trim_start_matches("error: ");
+    let is_word = |argument: &ContextValue| !argument.to_string().starts_with('-');
+    let tip = match error.get(ContextKind::InvalidArg) {
+        Some(argument) if error.kind() == ErrorKind::UnknownArgument && is_word(argument) => {
+            Some("a command comes behind `--`".to_owned())
+        }
+        _ => parts.find_map(|part| Some(part.strip_prefix("tip: ")?.to_owned())),
+    };
+    let tip = tip.map_or_else(String::new, |tip| {
+        let first = tip.split(" tip: ").next().unwrap_or_default();
+        format!(" ({first})")
+    });
     tell(format_args!(
-        "hotspan: {}; `hotspan --help` and `hotspan COMMAND --help` tell more",
-        sentence.join(" ")
+        "hotspan: {sentence}{tip}; `hotspan --help` and `hotspan COMMAND --help` tell more"
     ));
     ExitCode::from(2)
 }

@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             })
             .await?;
         progress.finish_and_clear();
-        process::restore_signals();
+        process::write_before_signals(matches!(ended, Ended::Signal(_)));
         let profile = recording.finish()?;
         let outcome = deliver(args, &profile, &mut destinations, collector.as_ref()).await;
         let status = command_status(child, &ended).await?;
@@ -175,17 +175,27 @@ fn plan(args: &Args) -> Result<Plan> {
     })
 }
 
-/// Checks the rate against the kernel's own limit.
+/// The highest rate: a sample of a program that has just started may take 20 µs, and more of them would leave it,
+/// and us, no time.
+const MAX_RATE_HZ: i64 = 20_000;
+
+/// Checks the rate against ours and the kernel's own limit.
 pub fn rate(rate_hz: i64) -> Result<u32> {
     const LIMIT: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
     let limit = fs::read_to_string(LIMIT)
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(100_000);
+        .unwrap_or(MAX_RATE_HZ);
+    let (most, why) = if limit < MAX_RATE_HZ {
+        let why = ", the kernel's limit (sysctl kernel.perf_event_max_sample_rate)";
+        (limit, why)
+    } else {
+        (MAX_RATE_HZ, ": more samples would leave programs no time")
+    };
     match u32::try_from(rate_hz) {
-        Ok(rate) if rate > 0 && i64::from(rate) <= limit => Ok(rate),
+        Ok(rate) if rate > 0 && i64::from(rate) <= most => Ok(rate),
         _ => Err(UsageError(format!(
-            "the rate {rate_hz} is not between 1 and {limit}, the kernel's limit (sysctl kernel.perf_event_max_sample_rate)"
+            "the rate {rate_hz} is not between 1 and {most} Hz{why}"
         ))
         .into()),
     }
@@ -422,5 +432,6 @@ async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<Ex
         )),
         Ended::Signal(_) | Ended::TargetsGone => {}
     }
+    process::restore_signals();
     Ok(Some(child.wait().await.context("lost the command")?))
 }

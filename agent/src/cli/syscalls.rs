@@ -127,13 +127,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let status = counting
             .run(limit, refresh, &mut signals, child.as_mut(), show)
             .await?;
-        process::restore_signals();
+        process::write_before_signals(false);
         write(args, &report(&mut counting, args.by_process)?)?;
         let status = match (status, child) {
             (None, Some(mut child)) => {
                 tell(format_args!(
                     "hotspan: counted; waiting for the command to end"
                 ));
+                process::restore_signals();
                 Some(child.wait().await.context("lost the command")?)
             }
             (status, _) => status,

@@ -33,7 +33,7 @@ pub use proc_files::{
 };
 pub use signal::{
     give_back_memory, ignore_in, is_ignored, restore_signals, share_heap, survive_cut_files,
-    terminate,
+    terminate, write_before_signals,
 };
 pub use table::{Changes, Found, Identity, ProcessTable, Scope};
 pub use target_root::{LastLink, TargetRoot};

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Once,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering},
 };
 
 /// Asks a child to end, as `kill` does. One that has ended and was waited for is left alone.
@@ -14,14 +14,66 @@ pub fn terminate(child: &tokio::process::Child) {
     }
 }
 
-/// Lets the signals that end a recording end the process from now on: one more Ctrl-C is meant for
-/// us.
+/// When the first signal to end came, in milliseconds of a clock that starts with the system; 0: not yet.
+static ASKED_MS: AtomicU64 = AtomicU64::new(0);
+/// The signal that waits until all is written; 0 if none does.
+static WAITING: AtomicI32 = AtomicI32::new(0);
+/// Signals so soon after the first are the same wish: a terminal and whoever passes its signals on both send
+/// one.
+const SAME_WISH_MS: u64 = 1000;
+
+/// From now on what was captured is written, and a signal that would end us waits for that. One that comes
+/// after another, and not at once, does not wait. `was_asked`: one has come.
+pub fn write_before_signals(was_asked: bool) {
+    ASKED_MS.store(if was_asked { now_ms() } else { 0 }, Ordering::Relaxed);
+    let handler = asked_to_end as extern "C" fn(i32);
+    set_handlers(handler as libc::sighandler_t);
+}
+
+/// All is written: signals end the process again, and first of all the one that has waited.
 pub fn restore_signals() {
+    set_handlers(libc::SIG_DFL);
+    match WAITING.swap(0, Ordering::Relaxed) {
+        0 => {}
+        // SAFETY: it does what the signal would have done.
+        signal => drop(unsafe { libc::raise(signal) }),
+    }
+}
+
+fn set_handlers(handler: libc::sighandler_t) {
     let hangup = (!is_ignored(libc::SIGHUP)).then_some(libc::SIGHUP);
     for number in [libc::SIGINT, libc::SIGTERM].into_iter().chain(hangup) {
-        // SAFETY: the default action replaces a handler of our own.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: it replaces a handler of our own, and does only what a handler may.
+        unsafe { libc::signal(number, handler) };
     }
+}
+
+extern "C" fn asked_to_end(signal: i32) {
+    const TEXT: &[u8] = b"hotspan: asked again to end: what was not written yet is lost\n";
+    let now = now_ms();
+    let first = ASKED_MS.load(Ordering::Relaxed);
+    if first == 0 {
+        ASKED_MS.store(now, Ordering::Relaxed);
+        WAITING.store(signal, Ordering::Relaxed);
+    } else if now > first + SAME_WISH_MS {
+        // SAFETY: the text has that length.
+        unsafe { libc::write(libc::STDERR_FILENO, TEXT.as_ptr().cast(), TEXT.len()) };
+        // SAFETY: the default action is always there.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: it comes when the handler returns, and ends us.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+/// Never 0.
+fn now_ms() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the time has a place.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000 + 1
 }
 
 /// Whether we ignore a signal: who starts us may have us do so, as `nohup` does.

@@ -4,7 +4,7 @@ use super::{Error, Module, Saved, Stacks};
 use crate::export::folded::ElementKind;
 
 /// Reads lines of `root;…;leaf COUNT`. Most lines must be such lines for the text to be a
-/// profile; the others, such as comments, are passed over.
+/// profile; the others, such as headings, are passed over with a warning.
 pub(super) fn parse(bytes: &[u8]) -> Result<Option<Saved>, Error> {
     if bytes.contains(&0) {
         return Ok(None);
@@ -17,6 +17,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Saved>, Error> {
     let folded = lines().filter(|line| split_count(line).is_some()).count();
     if folded * 2 <= lines().count() {
         return Ok(None);
+    }
+    let others = lines().count() - folded;
+    if others > 0 {
+        tracing::warn!(
+            lines = others,
+            "passed over what is no stack with a count: the profile may lack something"
+        );
     }
     let mut stacks = Stacks::default();
     for (stack, count) in lines().filter_map(split_count) {

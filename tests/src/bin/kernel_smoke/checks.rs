@@ -141,7 +141,7 @@ fn record(arguments: &str, costs: &mut Costs) -> Result<(Finished, Stacks)> {
     let folder = place::folder()?;
     let file = folder.path().join("out.folded");
     let run = Hotspan::record()?
-        .args("-v -F 199 --json")
+        .args("-vv -F 199 --json")
         .output(&file)
         .args(arguments)
         .patience(PATIENCE)
