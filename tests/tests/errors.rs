@@ -40,13 +40,11 @@ fn check(verb: &str, arguments: &str, code: i32, mentions: &[&str]) -> Result<()
 
 #[test]
 fn wrong_words_are_usage_errors() -> Result<()> {
-    let limit = fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate")?;
-    let over = format!("-F {} -d 50s", limit.trim().parse::<u64>()? + 1);
     for (arguments, mentions) in [
         ("-F 0 -d 50s", &["rate", "0"][..]),
         ("-F -5 -d 50s", &["rate", "-5"]),
         ("-F many -d 50s", &["many"]),
-        (&over, &["rate", "perf_event_max_sample_rate"]),
+        ("-F 20001 -d 50s", &["rate", "20000"]),
         ("-d 0", &["duration", "10s"]),
         ("-d 0s", &["duration"]),
         ("-d -3s", &["duration", "-3s"]),

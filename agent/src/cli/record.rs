@@ -182,22 +182,26 @@ const MAX_RATE_HZ: i64 = 20_000;
 /// Checks the rate against ours and the kernel's own limit.
 pub fn rate(rate_hz: i64) -> Result<u32> {
     const LIMIT: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
-    let limit = fs::read_to_string(LIMIT)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(MAX_RATE_HZ);
-    let (most, why) = if limit < MAX_RATE_HZ {
-        let why = ", the kernel's limit (sysctl kernel.perf_event_max_sample_rate)";
-        (limit, why)
-    } else {
-        (MAX_RATE_HZ, ": more samples would leave programs no time")
+    let limit = fs::read_to_string(LIMIT).ok();
+    Ok(rate_within(
+        rate_hz,
+        limit.and_then(|text| text.trim().parse().ok()),
+    )?)
+}
+
+fn rate_within(rate_hz: i64, kernels_limit: Option<i64>) -> Result<u32, UsageError> {
+    let (most, why) = match kernels_limit {
+        Some(limit) if limit < MAX_RATE_HZ => {
+            let why = ", the kernel's limit (sysctl kernel.perf_event_max_sample_rate)";
+            (limit, why)
+        }
+        _ => (MAX_RATE_HZ, ": more samples would leave programs no time"),
     };
     match u32::try_from(rate_hz) {
-        Ok(rate) if rate > 0 && i64::from(rate) <= most => Ok(rate),
+        Ok(rate) if rate > 0 && rate_hz <= most => Ok(rate),
         _ => Err(UsageError(format!(
             "the rate {rate_hz} is not between 1 and {most} Hz{why}"
-        ))
-        .into()),
+        ))),
     }
 }
 
@@ -434,4 +438,25 @@ async fn command_status(child: Option<Child>, ended: &Ended) -> Result<Option<Ex
     }
     process::restore_signals();
     Ok(Some(child.wait().await.context("lost the command")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_our_limit_and_the_kernels() {
+        assert_eq!(rate_within(20_000, Some(100_000)).unwrap(), 20_000);
+        assert_eq!(rate_within(99, Some(99)).unwrap(), 99);
+        for (rate_hz, limit, word) in [
+            (20_001, Some(100_000), "20000"),
+            (20_001, None, "20000"),
+            (1001, Some(1000), "perf_event_max_sample_rate"),
+            (0, Some(1000), "between 1 and 1000"),
+            (-5, None, "-5"),
+        ] {
+            let error = rate_within(rate_hz, limit).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

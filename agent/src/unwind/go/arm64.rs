@@ -130,3 +130,40 @@ fn both_threads(code: &[u8], entry: u64) -> Option<Range<u64>> {
     };
     Some(behind(SVC)?..behind(RET)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// The end of `morestack` of Go 1.24: mov sp, x0; ldr x29, [x28, #104]; str xzr, [sp, #-16]!; bl newstack.
+    const MORESTACK: [u32; 4] = [0x9100_001f, 0xf940_379d, 0xf81f_0fff, 0x9400_0f71];
+
+    #[test]
+    fn a_frame_pointer_that_is_replaced_is_seen() {
+        for word in [MORESTACK[1], 0xaa1f_03fd, 0xd280_001d] {
+            assert!(replaces_frame_pointer(&code(&[word])));
+        }
+        assert!(!replaces_frame_pointer(&code(&[MORESTACK[0]])));
+        assert!(!replaces_frame_pointer(&[]));
+    }
+
+    #[test]
+    fn a_store_that_makes_room_is_a_push() {
+        assert_eq!(push(&code(&MORESTACK)), Some((12, 16)));
+        // The same without a change of sp, and with one up.
+        assert_eq!(push(&code(&[0xf81f_03ff, 0xf801_0fff])), None);
+    }
+
+    #[test]
+    fn calls_are_found_before_and_behind() {
+        let at = |callee| behind_call(&code(&MORESTACK), 0x8000, callee);
+        assert_eq!(at(0x800c + 4 * 0xf71), Some(0x8010));
+        assert_eq!(at(0x800c), None);
+        let back = code(&[0x97ff_fffe]);
+        assert_eq!(behind_call(&back, 0x8000, 0x7ff8), Some(0x8004));
+    }
+}
