@@ -478,7 +478,7 @@ impl Recording {
         }
         if let Some(stack) = self.early.take_stack(sample) {
             let mappings = self.table.keep_mappings(header.pid);
-            let addrs = stack.words.iter().copied().chain([stack.registers.ip]);
+            let addrs = stack.words().chain([stack.registers.ip]);
             let request = self.tables.want_code(header.pid, addrs, &mappings);
             return self.early.push(sample, process, mappings, stack, request);
         }

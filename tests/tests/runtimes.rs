@@ -272,6 +272,29 @@ fn go_of_earlier_versions() -> Result<()> {
     Ok(())
 }
 
+/// Until there are tables, a sample brings both stacks along that it is on.
+#[test]
+fn go_that_calls_c_from_its_first_instruction() -> Result<()> {
+    let program = built("go", "go/cgo.go", "cgo", &["build"])?;
+    let folder = place::folder()?;
+    let file = folder.path().join("out.folded");
+    let script = "for run in 1 2 3 4 5; do \"$0\" 0.1 >/dev/null; done";
+    let recording = Hotspan::record()?.args("-F 999 --json").output(&file);
+    let recording = ["--", "sh", "-c", script]
+        .into_iter()
+        .fold(recording, Hotspan::arg);
+    let run = recording.arg(&program).run()?.succeeded()?;
+    let samples = run.summary()?.samples;
+    ensure!(
+        samples.kept > 400 && 200 * (samples.kept - samples.rooted) <= samples.kept,
+        "{} of {} are rooted:{}",
+        samples.rooted,
+        samples.kept,
+        read_folded(&file)?.commonest()
+    );
+    Ok(())
+}
+
 /// Checks that all stacks but one in a thousand begin at a first function of a thread.
 fn check_rooted(stacks: &Stacks, roots: &[&str]) -> Result<()> {
     let total = stacks.total();

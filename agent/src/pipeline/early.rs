@@ -51,12 +51,18 @@ pub struct EarlySamples {
 }
 
 impl EarlySamples {
-    /// Takes in the copy of a stack; its sample is the next one of the same CPU.
+    /// Takes in the copy of a stack, or of the one that it goes on on; its sample is the next one of the same CPU.
     pub fn add_stack(&mut self, snapshot: &Snapshot<'_>) {
         let header = &snapshot.header;
-        let stack = StackCopy::new(header, snapshot.words().collect());
+        let words = snapshot.words().collect();
         let time_mono_ns = header.header.time_mono_ns;
-        self.stacks.insert(header.cpu, (time_mono_ns, stack));
+        match self.stacks.get_mut(&header.cpu) {
+            Some((time, stack)) if *time == time_mono_ns => stack.add(header, words),
+            _ => {
+                let stack = StackCopy::new(header, words);
+                self.stacks.insert(header.cpu, (time_mono_ns, stack));
+            }
+        }
     }
 
     /// The copy of the stack of a sample, if one was sent along.
@@ -104,7 +110,7 @@ impl EarlySamples {
         now_mono_ns: u64,
     ) -> Vec<EarlySample> {
         let mut ready = Vec::new();
-        let words = self.waiting.iter().map(|sample| sample.stack.words.len());
+        let words = self.waiting.iter().map(|sample| sample.stack.word_count());
         let mut excess = words.sum::<usize>().saturating_sub(MAX_WORDS);
         for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
@@ -116,7 +122,7 @@ impl EarlySamples {
                 continue;
             }
             let stack = std::mem::take(&mut sample.stack);
-            excess = excess.saturating_sub(stack.words.len());
+            excess = excess.saturating_sub(stack.word_count());
             let (user, stop) = replay::unwind(stack, &known.parts, maps);
             // The copy may have been too short for what the kernel side could read.
             if stop == StopReason::Root || user.len() >= sample.user.len() {

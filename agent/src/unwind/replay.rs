@@ -18,12 +18,18 @@ use hotspan_ebpf::{
 pub struct StackCopy {
     /// The registers of the first frame.
     pub registers: Registers,
+    /// That stack, and what was copied of the one that it goes on on.
+    parts: Vec<Part>,
+}
+
+/// Neighbouring words of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
     /// Address of the first word.
-    pub start: u64,
-    /// The words.
-    pub words: Vec<u64>,
+    start: u64,
+    words: Vec<u64>,
     /// Which pieces of them were read, see [`SnapshotHeader::readable`].
-    pub readable: u64,
+    readable: u64,
 }
 
 /// The frames of `stack`, leaf first and marked as in a sample, and why they end. `mappings` are those of
@@ -74,15 +80,13 @@ impl ReadMemory for StackCopy {
     type Arch = Native;
 
     fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
-        let there = self.index(addr).and_then(|at| {
-            self.has(at + WINDOW_WORDS - 1)
-                .then(|| self.words.get(at..)?.first_chunk())?
-        });
+        let there = self.parts.iter().find_map(|part| part.window(addr));
         there.map(|there| *words = *there).is_some()
     }
 
     fn read_word(&mut self, addr: u64) -> Option<u64> {
-        self.words.get(self.index(addr)?).copied()
+        let mut parts = self.parts.iter();
+        parts.find_map(|part| part.words.get(part.index(addr)?).copied())
     }
 }
 
@@ -90,7 +94,7 @@ impl StackCopy {
     /// What the kernel side sent.
     #[must_use]
     pub fn new(header: &SnapshotHeader, words: Vec<u64>) -> Self {
-        Self {
+        let mut copy = Self {
             registers: Registers {
                 ip: header.ip,
                 sp: header.sp,
@@ -99,10 +103,40 @@ impl StackCopy {
                 aligned: header.aligned,
                 result: header.result,
             },
+            parts: Vec::new(),
+        };
+        copy.add(header, words);
+        copy
+    }
+
+    /// Adds what the kernel side sent of the stack that this one goes on on.
+    pub fn add(&mut self, header: &SnapshotHeader, words: Vec<u64>) {
+        self.parts.push(Part {
             start: header.start,
             words,
             readable: header.readable,
-        }
+        });
+    }
+
+    /// All words of it.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        self.parts
+            .iter()
+            .flat_map(|part| part.words.iter().copied())
+    }
+
+    /// How many words there are.
+    #[must_use]
+    pub fn word_count(&self) -> usize {
+        self.parts.iter().map(|part| part.words.len()).sum()
+    }
+}
+
+impl Part {
+    fn window(&self, addr: u64) -> Option<&[u64; WINDOW_WORDS]> {
+        let at = self.index(addr)?;
+        self.has(at + WINDOW_WORDS - 1)
+            .then(|| self.words.get(at..)?.first_chunk())?
     }
 
     fn index(&self, addr: u64) -> Option<usize> {
@@ -205,11 +239,14 @@ mod tests {
             sp: STACK + 8,
             ..Registers::default()
         };
-        StackCopy {
-            registers,
+        let part = Part {
             start: STACK,
             words,
             readable: u64::MAX,
+        };
+        StackCopy {
+            registers,
+            parts: vec![part],
         }
     }
 
@@ -222,6 +259,26 @@ mod tests {
             &space,
         );
         assert_eq!(frames, [TEXT + 4, TEXT + 0x10, TEXT + 0x90]);
+        assert_eq!(stop, StopReason::Root);
+    }
+
+    #[test]
+    fn a_stack_may_go_on_on_another() {
+        const OTHER: u64 = 0xc0_0000_0000;
+        let (_, mapping) = space();
+        let switch = vec![2, 4, row(0, Rule::SWITCH), row(0x80, Rule::ROOT)];
+        let mut stack = stack(vec![0, 0, 0]);
+        stack.registers.fp = OTHER + 8;
+        let (frames, stop) = unwind(stack.clone(), &[mapping], &Space(switch.clone()));
+        assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
+        let header = SnapshotHeader {
+            start: OTHER,
+            readable: 1,
+            ..SnapshotHeader::default()
+        };
+        stack.add(&header, vec![0, 0, TEXT + 0x90]);
+        let (frames, stop) = unwind(stack, &[mapping], &Space(switch));
+        assert_eq!(frames, [TEXT + 4, TEXT + 0x90]);
         assert_eq!(stop, StopReason::Root);
     }
 
@@ -241,7 +298,7 @@ mod tests {
         let mut hole = stack(words);
         // The next return address lies in the second piece.
         hole.registers.sp = STACK + 8 * SNAPSHOT_PIECE_WORDS as u64 - 8;
-        hole.readable = 1;
+        hole.parts[0].readable = 1;
         let (frames, stop) = unwind(hole.clone(), &[mapping], &space);
         assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
         hole.registers.sp = STACK + 8;

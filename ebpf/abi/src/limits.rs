@@ -35,6 +35,12 @@ pub const SNAPSHOT_PIECES: usize = 64;
 /// are not in memory.
 pub const SNAPSHOT_HOLE_PIECES: usize = 16;
 
+/// Pieces of the stack that one goes on on, which follow in a snapshot of their own: 8 KiB.
+pub const SNAPSHOT_OTHER_PIECES: u32 = 8;
+
+/// Frame records that are followed to find that stack.
+pub const SNAPSHOT_RECORDS: u64 = 256;
+
 /// Words of a snapshot.
 pub const SNAPSHOT_WORDS: usize = SNAPSHOT_PIECES * SNAPSHOT_PIECE_WORDS;
 const _: () = assert!(SNAPSHOT_PIECES.is_power_of_two() && SNAPSHOT_PIECE_WORDS.is_power_of_two());

@@ -21,8 +21,8 @@ pub enum RecordKind {
     Exit = 3,
     /// The kernel lets go of a thread that ended: its CPU time is final. [`ProcessEvent`].
     Free = 4,
-    /// The stack of a sample whose tables were still being made; the sample itself follows, with the
-    /// same CPU and time: [`SnapshotHeader`] and words.
+    /// The stack of a sample whose tables were still being made, and perhaps one more of these with the stack that it
+    /// goes on on; the sample itself follows, with the same CPU and time: [`SnapshotHeader`] and words.
     Snapshot = 5,
     /// A system call that took long; its sample follows, with the same CPU and time: [`SlowCall`].
     SlowCall = 6,

@@ -6,8 +6,9 @@
 use hotspan_abi::{
     counters::Counter,
     limits::{
-        FRAME_SLOTS, FRAMES_PER_CALL, MAX_USER_FRAMES, SNAPSHOT_HOLE_PIECES, SNAPSHOT_PIECE_WORDS,
-        SNAPSHOT_PIECES, SNAPSHOT_WORDS, UNWIND_CALLS, WALKERS,
+        FRAME_SLOTS, FRAMES_PER_CALL, MAX_USER_FRAMES, SNAPSHOT_HOLE_PIECES, SNAPSHOT_OTHER_PIECES,
+        SNAPSHOT_PIECE_WORDS, SNAPSHOT_PIECES, SNAPSHOT_RECORDS, SNAPSHOT_WORDS, UNWIND_CALLS,
+        WALKERS,
     },
     records::{
         EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, SampleRecord, SnapshotHeader,
@@ -90,30 +91,48 @@ pub fn walk(slot: Slot, registers: Registers) -> StopReason {
     unsafe { (*scratch).unwinder.start(registers) };
     let stop = walk_frames(slot);
     // SAFETY: the slot is ours, and the reference ends with the call.
-    unsafe { review(slot, &mut *scratch, registers, stop) }
+    let Review { stop, is_wanted } = unsafe { review(slot, &mut *scratch, registers, stop) };
+    if is_wanted {
+        send_stack(slot, registers);
+    }
+    stop
+}
+
+/// What a stack comes to that was walked.
+struct Review {
+    stop: StopReason,
+    /// It is sent along, and its snapshot is ready but for the words.
+    is_wanted: bool,
 }
 
 /// Looks a stack over that was walked: one that is not there any more is none. One that led to code whose
 /// table is not there yet is sent along, and one that was cut where tables may be out of date.
 #[inline(always)]
-fn review(slot: Slot, scratch: &mut Scratch, registers: Registers, stop: StopReason) -> StopReason {
+fn review(slot: Slot, scratch: &mut Scratch, registers: Registers, stop: StopReason) -> Review {
     let is_whole = stop as u32 == StopReason::Root as u32;
     let may_be_outdated = !is_whole && scratch.unwinder.process.is_changing != 0;
     let is_wanted = scratch.unwinder.doubt == LOST || may_be_outdated;
+    let as_it_is = Review {
+        stop,
+        is_wanted: false,
+    };
     if !is_wanted && stop as u32 != StopReason::StackReadFailed as u32 {
-        return stop;
+        return as_it_is;
     }
     let Some(SampleRecord { sample, .. }) = record::current(slot, scratch) else {
-        return stop;
+        return as_it_is;
     };
     if sample.user_frames <= 1 && is_in_exec() {
         sample.user_frames = 0;
-        return StopReason::NoUserStack;
+        return Review {
+            stop: StopReason::NoUserStack,
+            is_wanted: false,
+        };
     }
     if is_wanted {
-        send_snapshot(scratch, sample, registers);
+        begin_snapshot(scratch, sample, registers);
     }
-    stop
+    Review { stop, is_wanted }
 }
 
 #[inline(always)]
@@ -222,17 +241,9 @@ pub extern "C" fn step_other(slot: u32, rule: u32) -> u32 {
     }
 }
 
-/// Sends the stack that the sample was taken on. It is large, and what it leads to is wanted for the next
-/// sample, so it is read soon.
+/// Begins a snapshot with all but its words.
 #[inline(always)]
-fn send_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Registers) {
-    if !has_room() {
-        return count(Counter::SnapshotSkipped);
-    }
-    const PIECE_BYTES: u64 = (SNAPSHOT_PIECE_WORDS * 8) as u64;
-    // A return address that was just popped lies below the stack pointer.
-    let start = registers.sp.wrapping_sub(8) & !(PIECE_BYTES - 1);
-    // Before the loop: kernels before 6.3 take one for endless whose counter has no register left.
+fn begin_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Registers) {
     scratch.snapshot.snapshot = SnapshotHeader {
         header: RecordHeader {
             kind: RecordKind::Snapshot as u32,
@@ -241,7 +252,7 @@ fn send_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Regist
         },
         cpu: sample.cpu,
         words: 0,
-        start,
+        start: 0,
         readable: 0,
         ip: registers.ip,
         sp: registers.sp,
@@ -250,20 +261,54 @@ fn send_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Regist
         aligned: registers.aligned,
         result: registers.result,
     };
-    let readable = Forgotten::at(&mut scratch.snapshot.snapshot.readable);
+}
+
+/// Sends the stack that the sample was taken on, and the start of the one that it goes on on, as far as frame
+/// pointers tell: Go changes stacks, and keeps them. They are large, and what they lead to is wanted for the next
+/// sample, so they are read soon.
+#[inline(always)]
+fn send_stack(Slot(slot): Slot, registers: Registers) {
+    // A return address that was just popped lies below the stack pointer.
+    let start = registers.sp.wrapping_sub(8) & !(PIECE_BYTES - 1);
+    if send_part(slot, start, SNAPSHOT_PIECES as u32) == 0 {
+        return;
+    }
+    let record = leaves_at(slot, registers.fp);
+    if record != 0 {
+        // A function without a frame may have left the frame pointer to its caller.
+        let start = record.wrapping_sub(PIECE_BYTES / 2) & !(PIECE_BYTES - 1);
+        send_part(slot, start, SNAPSHOT_OTHER_PIECES);
+    }
+}
+
+const PIECE_BYTES: u64 = (SNAPSHOT_PIECE_WORDS * 8) as u64;
+
+/// Sends a part of the stack, of so many pieces at most; 0 when there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn send_part(slot: u32, start: u64, pieces: u32) -> u32 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return 0;
+    };
+    // SAFETY: the slot is ours, and the reference ends with this function.
+    let snapshot = unsafe { &mut (*scratch).snapshot };
+    if !has_room() {
+        count(Counter::SnapshotSkipped);
+        return 0;
+    }
+    // Before the loop: kernels before 6.3 take one for endless whose counter has no register left.
+    (snapshot.snapshot.start, snapshot.snapshot.readable) = (start, 0);
+    let readable = Forgotten::at(&mut snapshot.snapshot.readable);
     // A C library keeps what belongs to a thread on top of its stack: what follows is not of this stack.
     let thread_pointer = kernel_word(current_task() + offset_of!(task_thread_pointer));
     let last_piece = thread_pointer.wrapping_sub(start) / PIECE_BYTES;
+    let last_piece = last_piece.min(u64::from(pieces.wrapping_sub(1)));
     for piece in 0..SNAPSHOT_PIECES {
         if piece as u64 > last_piece {
             break;
         }
         let at = piece * SNAPSHOT_PIECE_WORDS;
-        let Some(words) = scratch
-            .snapshot
-            .words
-            .get_mut(at..at + SNAPSHOT_PIECE_WORDS)
-        else {
+        let Some(words) = snapshot.words.get_mut(at..at + SNAPSHOT_PIECE_WORDS) else {
             break;
         };
         let Ok(words) = <&mut [u64; SNAPSHOT_PIECE_WORDS]>::try_from(words) else {
@@ -280,10 +325,39 @@ fn send_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Regist
     let pieces = opaque(u64::from(pieces)) as u32 & (2 * SNAPSHOT_PIECES as u32 - 1);
     let words = (pieces * SNAPSHOT_PIECE_WORDS as u32).min(SNAPSHOT_WORDS as u32);
     let bytes = size_of::<SnapshotHeader>() as u32 + words * 8;
-    let header = &mut scratch.snapshot.snapshot;
+    let header = &mut snapshot.snapshot;
     (header.words, header.header.total_bytes) = (words, bytes);
     // SAFETY: the record is larger than `bytes`.
-    if !unsafe { send_now((&raw const scratch.snapshot).cast(), u64::from(bytes)) } {
+    if !unsafe { send_now((&raw const *snapshot).cast(), u64::from(bytes)) } {
         count(Counter::SnapshotSkipped);
+        return 0;
     }
+    1
+}
+
+/// Where the chain of frame pointers that begins with `fp` leaves the part of the stack that was copied; 0 if it
+/// does not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaves_at(slot: u32, fp: u64) -> u64 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return 0;
+    };
+    // SAFETY: the slot is ours, and the reference ends with this function.
+    let snapshot = unsafe { &(*scratch).snapshot };
+    let copied = u64::from(snapshot.snapshot.words) * 8;
+    let mut fp = fp;
+    let mut steps = opaque(SNAPSHOT_RECORDS);
+    while steps != 0 {
+        steps -= 1;
+        let into = fp.wrapping_sub(snapshot.snapshot.start);
+        if fp & 7 != 0 {
+            break;
+        }
+        if into >= copied {
+            return fp;
+        }
+        fp = snapshot.words[opaque(into / 8) as usize & (SNAPSHOT_WORDS - 1)];
+    }
+    0
 }
