@@ -73,8 +73,8 @@ const WINDOW_PATIENCE: Duration = Duration::from_millis(200);
 const AFTERLIFE_NS: u64 = 300_000_000;
 
 /// News of processes, and copies of stacks, are read this long after the first of them: late enough not to
-/// wake up for each of the files that a process maps. Samples have no tables until then, but bring their stack
-/// along: only where that goes on on another one, as in Go, they depend on it.
+/// wake up for each of the files that a process maps. Samples have no tables until then, but bring copies of their
+/// stacks along: only for what lies outside of those they depend on it.
 const COALESCE: Duration = Duration::from_millis(2);
 
 /// What to record.

@@ -369,27 +369,6 @@ fn a_command_outlives_the_duration() -> Result<()> {
     Ok(())
 }
 
-/// A terminal and a wrapper that passes signals on may send one each.
-#[test]
-fn ctrl_c_that_comes_twice_at_once_writes_what_was_captured() -> Result<()> {
-    let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
-    let workload = Workload::start(&shares()?)?;
-    let mut running = Hotspan::record()?
-        .args(&format!("-F 999 -p {}", workload.pid()))
-        .output(&file)
-        .start()?;
-    running.wait_for_capture()?;
-    workload.wait_for_work(Duration::from_millis(500))?;
-    running.signal(Signal::INT)?;
-    thread::sleep(Duration::from_millis(10));
-    running.signal(Signal::INT)?;
-    running.finish()?.succeeded()?;
-    let kept = read_folded(&file)?.with("main");
-    ensure!(kept > 100, "{kept} samples");
-    Ok(())
-}
-
 /// Ends by signals, whoever started the tests: a script has what it runs in the background ignore Ctrl-C.
 const UNSHIELDED: [&str; 2] = ["env", "--default-signal=INT,TERM"];
 
@@ -438,6 +417,24 @@ fn ctrl_c_and_sigterm_write_what_was_captured() -> Result<()> {
             stacks.total()
         );
     }
+    Ok(())
+}
+
+/// A terminal and a wrapper that passes signals on may send one each.
+#[test]
+fn ctrl_c_that_comes_twice_at_once_writes_what_was_captured() -> Result<()> {
+    let workload = Workload::start(&shares()?)?;
+    let pid = workload.pid();
+    let text = pid.to_string();
+    let arguments = ["-F", "999", "-p", &text].map(OsStr::new);
+    let (run, stacks) = interrupt(&arguments, Some(pid), |running| {
+        running.signal(Signal::INT)?;
+        thread::sleep(Duration::from_millis(10));
+        running.signal(Signal::INT)
+    })?;
+    run.succeeded()?;
+    let kept = stacks.with("main");
+    ensure!(kept > 100, "{kept} samples");
     Ok(())
 }
 

@@ -127,12 +127,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         Some(argument) if error.kind() == ErrorKind::UnknownArgument && is_word(argument) => {
             Some("a command comes behind `--`".to_owned())
         }
-        _ => parts.find_map(|part| Some(part.strip_prefix("tip: ")?.to_owned())),
+        _ => parts.find_map(|part| {
+            let first = part.strip_prefix("tip: ")?.split(" tip: ").next()?;
+            Some(first.to_owned())
+        }),
     };
-    let tip = tip.map_or_else(String::new, |tip| {
-        let first = tip.split(" tip: ").next().unwrap_or_default();
-        format!(" ({first})")
-    });
+    let tip = tip.map_or_else(String::new, |tip| format!(" ({tip})"));
     tell(format_args!(
         "hotspan: {sentence}{tip}; `hotspan --help` and `hotspan COMMAND --help` tell more"
     ));

@@ -15,6 +15,11 @@ pub fn of_process(pid: u32) -> Option<u64> {
     if unsafe { libc::clock_getcpuclockid(libc::pid_t::try_from(pid).ok()?, &raw mut clock) } != 0 {
         return None;
     }
+    clock_ns(clock)
+}
+
+/// What a clock shows, by a system call alone; `None` when it is gone.
+pub(super) fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering},
 };
 
+use super::cpu_time::clock_ns;
+
 /// Asks a child to end, as `kill` does. One that has ended and was waited for is left alone.
 pub fn terminate(child: &tokio::process::Child) {
     if let Some(pid) = child.id().and_then(|pid| libc::pid_t::try_from(pid).ok()) {
@@ -67,13 +69,7 @@ extern "C" fn asked_to_end(signal: i32) {
 
 /// Never 0.
 fn now_ms() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the time has a place.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000 + 1
+    clock_ns(libc::CLOCK_MONOTONIC).unwrap_or(0) / 1_000_000 + 1
 }
 
 /// Whether we ignore a signal: who starts us may have us do so, as `nohup` does.

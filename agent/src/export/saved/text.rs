@@ -15,10 +15,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Saved>, Error> {
         lines.filter(|line| !line.is_empty() && !line.starts_with("# "))
     };
     let folded = lines().filter(|line| split_count(line).is_some()).count();
-    if folded * 2 <= lines().count() {
+    let others = lines().count() - folded;
+    if folded <= others {
         return Ok(None);
     }
-    let others = lines().count() - folded;
     if others > 0 {
         tracing::warn!(
             lines = others,

@@ -11,14 +11,14 @@ use std::ops::Range;
 use hotspan_abi::unwind::{BASE_SP, FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
-    AnyRule,
+    AnyRule, Arch,
     frames::{Machine, Save},
 };
 use crate::process::pclntab::PcValue;
 
 pub(super) const AMD64: Machine = Machine {
     rule: from_stack_pointer,
-    call_pushes: 8,
+    arch: Arch::X86_64,
     record_below: |_| 16,
     find_save,
     stack_pointer_writes,
@@ -38,7 +38,7 @@ const SWITCH_SEARCH_BYTES: usize = 4096;
 const MAX_WRITES: usize = 16;
 
 fn from_stack_pointer(depth: i64, saved_below: i64) -> AnyRule {
-    let cfa = depth + AMD64.call_pushes;
+    let cfa = depth + 8;
     if depth < 0 {
         // The return address is in a register (`rawVforkSyscall`): the caller is lost, but its
         // frame pointer leads on.

@@ -10,14 +10,14 @@ use std::ops::Range;
 use hotspan_abi::unwind::{FP_AT_CFA, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
-    AnyRule,
+    AnyRule, Arch,
     frames::{Machine, Save},
 };
 use crate::process::pclntab::PcValue;
 
 pub(super) const ARM64: Machine = Machine {
     rule,
-    call_pushes: 0,
+    arch: Arch::Aarch64,
     record_below: |depth| depth + 8,
     find_save,
     stack_pointer_writes,
@@ -56,17 +56,13 @@ fn rule(depth: i64, saved_below: i64) -> AnyRule {
     {
         return rule.into();
     }
-    wide(depth, saved_below, -depth)
-}
-
-fn wide(depth: i64, saved_below: i64, ra_offset: i64) -> AnyRule {
     AnyRule::Wide(WideRule {
         // Depths have 32 bits.
         cfa_offset: i32::try_from(depth).unwrap_or(i32::MAX),
         fp_rule: if saved_below == 0 { FP_SAME } else { FP_AT_CFA },
         fp_offset: i32::try_from(-saved_below).unwrap_or(0),
         ra_rule: RA_AT_CFA,
-        ra_offset: i32::try_from(ra_offset).unwrap_or(0),
+        ra_offset: i32::try_from(-depth).unwrap_or(0),
         ..WideRule::default()
     })
 }

@@ -21,7 +21,7 @@ use std::ops::Range;
 use hotspan_abi::unwind::{BASE_OTHER_STACK, FP_SAME, RA_AT_CFA, Rule, WideRule};
 
 use super::{
-    AnyRule, Builder,
+    AnyRule, Arch, Builder,
     landmarks::{Landmarks, ThreadStacks, name},
 };
 use crate::process::pclntab::{Function, PcValue};
@@ -31,8 +31,8 @@ pub(super) struct Machine {
     /// The rule where the stack is that deep, and the caller's frame pointer is saved so far below the
     /// canonical frame address, 0 if it is not.
     pub rule: fn(depth: i64, saved_below: i64) -> AnyRule,
-    /// Bytes between a function's own stack and the canonical frame address.
-    pub call_pushes: i64,
+    /// Which one it is.
+    pub arch: Arch,
     /// How far below the canonical frame address a record of caller's frame pointer and return address
     /// lies, which the frame pointer points at.
     pub record_below: fn(depth: i64) -> i64,

@@ -98,8 +98,9 @@ impl ThreadStacks {
     pub(super) fn rule(self, machine: &Machine, pushed: i64) -> WideRule {
         // Depths have 32 bits.
         let offset = |offset: i64| i32::try_from(offset).unwrap_or(i32::MAX);
+        let call_pushes = machine.arch.facts().call_pushes;
         let plain = WideRule {
-            cfa_offset: offset(self.mstart0 + machine.call_pushes + pushed),
+            cfa_offset: offset(self.mstart0 + call_pushes + pushed),
             ra_rule: RA_AT_CFA,
             ra_offset: offset(8 - (machine.record_below)(self.mstart0)),
             ..WideRule::default()

@@ -333,12 +333,17 @@ mod tests {
         );
     }
 
-    /// The rules once `mcall` has switched, and once it has pushed as well, with these functions behind it.
-    fn of_scheduler(others: &[Spec<'_>]) -> Vec<WideRule> {
+    /// The rows of `mcall` and of these functions behind it.
+    fn with_mcall(others: &[Spec<'_>]) -> Rows {
         // mov rsp, [r14+56]; push rax; nop
         let code = [0x49, 0x8b, 0x66, 0x38, 0x50, 0x90];
         let mcall = function("runtime.mcall", &code, &[(5, 0), (1, 8)]);
-        let found = rows(&binary(&[&[mcall], others].concat())[..]).unwrap();
+        rows(&binary(&[&[mcall], others].concat())[..]).unwrap()
+    }
+
+    /// The rules once `mcall` has switched, and once it has pushed as well, with these functions behind it.
+    fn of_scheduler(others: &[Spec<'_>]) -> Vec<WideRule> {
+        let found = with_mcall(others);
         let wide = [(4, TableRule::Wide(0)), (5, TableRule::Wide(1))];
         let expected = [&[(0, sp(8, 0))], &wide[..]].concat();
         let at = found.rows.iter().map(|(at, rule)| (at - TEXT, *rule));
@@ -409,14 +414,10 @@ mod tests {
 
     #[test]
     fn the_scheduler_begins_at_mcall_when_nothing_tells_what_is_below() {
-        let mcall = [0x49, 0x8b, 0x66, 0x38, 0x50, 0x90];
         let cgocallback = function("runtime.cgocallback", FRAME, FRAME_DEPTHS);
         let mstart0 = function("runtime.mstart0", FRAME, FRAME_DEPTHS);
-        let mcall = function("runtime.mcall", &mcall, &[(5, 0), (1, 8)]);
         for others in [&[][..], &[mstart0, cgocallback]] {
-            let found =
-                rows(&binary(&[std::slice::from_ref(&mcall), others].concat())[..]).unwrap();
-            assert_eq!(found.rows[1], (TEXT + 4, ROOT));
+            assert_eq!(with_mcall(others).rows[1], (TEXT + 4, ROOT));
         }
     }
 
