@@ -295,6 +295,31 @@ fn go_that_calls_c_from_its_first_instruction() -> Result<()> {
     Ok(())
 }
 
+/// Its tables take longest to make, and its stack has a frame of half a mebibyte.
+#[test]
+fn the_rust_compiler_from_its_first_instruction() -> Result<()> {
+    let folder = place::folder()?;
+    let file = folder.path().join("out.folded");
+    let source = script("rust/seeded.rs");
+    let run = Hotspan::record()?
+        .args("-F 499 --json")
+        .output(&file)
+        .args("-- rustc -O --out-dir")
+        .arg(folder.path())
+        .arg(source)
+        .run()?
+        .succeeded()?;
+    let samples = run.summary()?.samples;
+    ensure!(
+        samples.kept > 150 && 33 * (samples.kept - samples.rooted) <= samples.kept,
+        "{} of {} are rooted:{}",
+        samples.rooted,
+        samples.kept,
+        read_folded(&file)?.commonest()
+    );
+    Ok(())
+}
+
 /// Checks that all stacks but one in a thousand begin at a first function of a thread.
 fn check_rooted(stacks: &Stacks, roots: &[&str]) -> Result<()> {
     let total = stacks.total();

@@ -233,6 +233,7 @@ impl<'a> Btf<'a> {
             task_thread_pointer: member!(self, "task_struct", "thread.fsbase")?,
             #[cfg(target_arch = "aarch64")]
             task_thread_pointer: member!(self, "task_struct", "thread.uw.tp_value")?,
+            mm_start_stack: member!(self, "mm_struct", "start_stack")?,
             task_signal: member!(self, "task_struct", "signal")?,
             task_sum_exec_runtime: member!(self, "task_struct", "se.sum_exec_runtime")?,
             task_pending_signals: member!(self, "task_struct", "pending.signal")?,

@@ -14,10 +14,13 @@ use crate::{
     decode::record::{Sample, Snapshot},
     model::ProcessId,
     process::{Binaries, Mappings},
-    unwind::replay::{self, StackCopy},
+    unwind::{
+        replay,
+        stack_copy::{Pieces, StackCopy},
+    },
 };
 
-/// The stacks of all samples that wait have this many words at most: 16 MiB.
+/// The stacks of all samples that wait have this many words at most, equal ones counted once: 16 MiB.
 const MAX_WORDS: usize = 2 << 20;
 
 /// A sample waits this long at most. The tables of the largest binaries take about as long.
@@ -47,6 +50,7 @@ pub struct EarlySample {
 pub struct EarlySamples {
     /// The stack that was copied last, and when, by CPU.
     stacks: FxHashMap<u32, (u64, StackCopy)>,
+    pieces: Pieces,
     waiting: VecDeque<EarlySample>,
 }
 
@@ -54,12 +58,13 @@ impl EarlySamples {
     /// Takes in the copy of a stack, or of the one that it goes on on; its sample is the next one of the same CPU.
     pub fn add_stack(&mut self, snapshot: &Snapshot<'_>) {
         let header = &snapshot.header;
-        let words = snapshot.words().collect();
+        let words: Vec<_> = snapshot.words().collect();
+        let pieces = &mut self.pieces;
         let time_mono_ns = header.header.time_mono_ns;
         match self.stacks.get_mut(&header.cpu) {
-            Some((time, stack)) if *time == time_mono_ns => stack.add(header, words),
+            Some((time, stack)) if *time == time_mono_ns => stack.add(header, &words, pieces),
             _ => {
-                let stack = StackCopy::new(header, words);
+                let stack = StackCopy::new(header, &words, pieces);
                 self.stacks.insert(header.cpu, (time_mono_ns, stack));
             }
         }
@@ -110,19 +115,17 @@ impl EarlySamples {
         now_mono_ns: u64,
     ) -> Vec<EarlySample> {
         let mut ready = Vec::new();
-        let words = self.waiting.iter().map(|sample| sample.stack.word_count());
-        let mut excess = words.sum::<usize>().saturating_sub(MAX_WORDS);
         for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
             let pid = sample.header.pid;
             let known = tables.parts(pid, sample.mappings.as_slice(), binaries);
             let is_complete = known.is_complete && tables.has_learned(pid, sample.request);
-            if !is_complete && excess == 0 && age_ns < PATIENCE_NS {
+            let is_room = self.pieces.alive_words() <= MAX_WORDS;
+            if !is_complete && is_room && age_ns < PATIENCE_NS {
                 self.waiting.push_back(sample);
                 continue;
             }
             let stack = std::mem::take(&mut sample.stack);
-            excess = excess.saturating_sub(stack.word_count());
             let (user, stop) = replay::unwind(stack, &known.parts, maps);
             // The copy may have been too short for what the kernel side could read.
             if stop == StopReason::Root || user.len() >= sample.user.len() {

@@ -25,6 +25,7 @@ pub mod readelf;
 pub mod replay;
 pub mod show;
 mod space;
+pub mod stack_copy;
 mod steps;
 mod store;
 pub mod table;

@@ -4,33 +4,13 @@
 //! frames that the kernel side would have found, because it is the same code.
 
 use hotspan_abi::{
-    limits::{MAX_USER_FRAMES, SNAPSHOT_PIECE_WORDS, WINDOW_WORDS},
-    records::{EXACT_ADDRESS, SnapshotHeader, StopReason},
+    limits::MAX_USER_FRAMES,
+    records::{EXACT_ADDRESS, StopReason},
     unwind::{MAX_MAPPINGS, MAX_SEGMENTS, Mapping, ProcessTable, SEGMENT_WORDS, WideRule},
 };
-use hotspan_ebpf::{
-    arch::Native,
-    unwind::{ReadMemory, Registers, Step, Tables, Unwinder, Words},
-};
+use hotspan_ebpf::unwind::{ReadMemory, Registers, Step, Tables, Unwinder, Words};
 
-/// The top of a user stack and the registers that lead into it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StackCopy {
-    /// The registers of the first frame.
-    pub registers: Registers,
-    /// That stack, and what was copied of the one that it goes on on.
-    parts: Vec<Part>,
-}
-
-/// Neighbouring words of a stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Part {
-    /// Address of the first word.
-    start: u64,
-    words: Vec<u64>,
-    /// Which pieces of them were read, see [`SnapshotHeader::readable`].
-    readable: u64,
-}
+use super::stack_copy::StackCopy;
 
 /// The frames of `stack`, leaf first and marked as in a sample, and why they end. `mappings` are those of
 /// the process, by ascending address.
@@ -76,85 +56,6 @@ pub(super) fn walk(
     (frames, StopReason::Truncated)
 }
 
-impl ReadMemory for StackCopy {
-    type Arch = Native;
-
-    fn read_words(&mut self, addr: u64, words: &mut [u64; WINDOW_WORDS]) -> bool {
-        let there = self.parts.iter().find_map(|part| part.window(addr));
-        there.map(|there| *words = *there).is_some()
-    }
-
-    fn read_word(&mut self, addr: u64) -> Option<u64> {
-        let mut parts = self.parts.iter();
-        parts.find_map(|part| part.words.get(part.index(addr)?).copied())
-    }
-}
-
-impl StackCopy {
-    /// What the kernel side sent.
-    #[must_use]
-    pub fn new(header: &SnapshotHeader, words: Vec<u64>) -> Self {
-        let mut copy = Self {
-            registers: Registers {
-                ip: header.ip,
-                sp: header.sp,
-                fp: header.fp,
-                link: header.link,
-                aligned: header.aligned,
-                result: header.result,
-            },
-            parts: Vec::new(),
-        };
-        copy.add(header, words);
-        copy
-    }
-
-    /// Adds what the kernel side sent of the stack that this one goes on on.
-    pub fn add(&mut self, header: &SnapshotHeader, words: Vec<u64>) {
-        self.parts.push(Part {
-            start: header.start,
-            words,
-            readable: header.readable,
-        });
-    }
-
-    /// All words of it.
-    pub fn words(&self) -> impl Iterator<Item = u64> {
-        self.parts
-            .iter()
-            .flat_map(|part| part.words.iter().copied())
-    }
-
-    /// How many words there are.
-    #[must_use]
-    pub fn word_count(&self) -> usize {
-        self.parts.iter().map(|part| part.words.len()).sum()
-    }
-}
-
-impl Part {
-    fn window(&self, addr: u64) -> Option<&[u64; WINDOW_WORDS]> {
-        let at = self.index(addr)?;
-        self.has(at + WINDOW_WORDS - 1)
-            .then(|| self.words.get(at..)?.first_chunk())?
-    }
-
-    fn index(&self, addr: u64) -> Option<usize> {
-        let into = addr.checked_sub(self.start)?;
-        let index = (into / 8) as usize;
-        (into % 8 == 0 && self.has(index)).then_some(index)
-    }
-
-    /// Whether a word was read.
-    fn has(&self, index: usize) -> bool {
-        let piece = u32::try_from(index / SNAPSHOT_PIECE_WORDS);
-        let bit = piece
-            .ok()
-            .and_then(|piece| self.readable.checked_shr(piece));
-        bit.is_some_and(|bit| bit & 1 != 0)
-    }
-}
-
 /// The tables, and behind them the mappings of one process.
 struct WithMappings<'a, T> {
     tables: &'a T,
@@ -198,9 +99,13 @@ impl<W: Words> Words for EitherWords<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use hotspan_abi::unwind::{Rule, row};
+    use hotspan_abi::{
+        records::SnapshotHeader,
+        unwind::{Rule, row},
+    };
 
     use super::*;
+    use crate::unwind::stack_copy::Pieces;
 
     /// The words of a space of tables.
     struct Space(Vec<u32>);
@@ -233,31 +138,22 @@ mod tests {
         (Space(words), mapping)
     }
 
-    fn stack(words: Vec<u64>) -> StackCopy {
-        let registers = Registers {
+    fn stack(words: &[u64]) -> StackCopy {
+        let header = SnapshotHeader {
+            start: STACK,
+            readable: 1,
             ip: TEXT + 4,
             sp: STACK + 8,
-            ..Registers::default()
+            ..SnapshotHeader::default()
         };
-        let part = Part {
-            start: STACK,
-            words,
-            readable: u64::MAX,
-        };
-        StackCopy {
-            registers,
-            parts: vec![part],
-        }
+        StackCopy::new(&header, words, &mut Pieces::default())
     }
 
     #[test]
     fn copied_stack_is_unwound_to_its_root() {
         let (space, mapping) = space();
-        let (frames, stop) = unwind(
-            stack(vec![0, 0, TEXT + 0x10, 0, TEXT + 0x90]),
-            &[mapping],
-            &space,
-        );
+        let stack = stack(&[0, 0, TEXT + 0x10, 0, TEXT + 0x90]);
+        let (frames, stop) = unwind(stack, &[mapping], &space);
         assert_eq!(frames, [TEXT + 4, TEXT + 0x10, TEXT + 0x90]);
         assert_eq!(stop, StopReason::Root);
     }
@@ -267,7 +163,7 @@ mod tests {
         const OTHER: u64 = 0xc0_0000_0000;
         let (_, mapping) = space();
         let switch = vec![2, 4, row(0, Rule::SWITCH), row(0x80, Rule::ROOT)];
-        let mut stack = stack(vec![0, 0, 0]);
+        let mut stack = stack(&[0, 0, 0]);
         stack.registers.fp = OTHER + 8;
         let (frames, stop) = unwind(stack.clone(), &[mapping], &Space(switch.clone()));
         assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
@@ -276,7 +172,7 @@ mod tests {
             readable: 1,
             ..SnapshotHeader::default()
         };
-        stack.add(&header, vec![0, 0, TEXT + 0x90]);
+        stack.add(&header, &[0, 0, TEXT + 0x90], &mut Pieces::default());
         let (frames, stop) = unwind(stack, &[mapping], &Space(switch));
         assert_eq!(frames, [TEXT + 4, TEXT + 0x90]);
         assert_eq!(stop, StopReason::Root);
@@ -285,30 +181,14 @@ mod tests {
     #[test]
     fn end_of_the_copy_ends_the_stack() {
         let (space, mapping) = space();
-        let (frames, stop) = unwind(stack(vec![0, 0, TEXT + 0x10]), &[mapping], &space);
+        let (frames, stop) = unwind(stack(&[0, 0, TEXT + 0x10]), &[mapping], &space);
         assert_eq!(frames, [TEXT + 4, TEXT + 0x10]);
         assert_eq!(stop, StopReason::StackReadFailed);
     }
 
     #[test]
-    fn what_was_not_read_is_no_stack() {
-        let (space, mapping) = space();
-        let mut words = vec![0; 2 * SNAPSHOT_PIECE_WORDS];
-        words[2] = TEXT + 0x10;
-        let mut hole = stack(words);
-        // The next return address lies in the second piece.
-        hole.registers.sp = STACK + 8 * SNAPSHOT_PIECE_WORDS as u64 - 8;
-        hole.parts[0].readable = 1;
-        let (frames, stop) = unwind(hole.clone(), &[mapping], &space);
-        assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
-        hole.registers.sp = STACK + 8;
-        let (frames, stop) = unwind(hole, &[mapping], &space);
-        assert_eq!((frames.len(), stop), (2, StopReason::Root));
-    }
-
-    #[test]
     fn without_tables_the_frame_pointer_is_followed() {
-        let mut stack = stack(vec![0, STACK + 24, 0x50_0000, 0, 0x60_0000]);
+        let mut stack = stack(&[0, STACK + 24, 0x50_0000, 0, 0x60_0000]);
         stack.registers.fp = STACK + 8;
         let (frames, stop) = unwind(stack, &[], &space().0);
         assert_eq!(frames, [TEXT + 4, 0x50_0000, 0x60_0000]);

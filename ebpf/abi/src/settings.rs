@@ -71,6 +71,8 @@ Offsets {
     task_stack,
     /// `task_struct.thread.fsbase` on x86-64, `task_struct.thread.uw.tp_value` on arm64
     task_thread_pointer,
+    /// `mm_struct.start_stack`
+    mm_start_stack,
     /// `task_struct.signal`
     task_signal,
     /// `task_struct.se.sum_exec_runtime`

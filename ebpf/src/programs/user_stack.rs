@@ -263,9 +263,10 @@ fn begin_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Regis
     };
 }
 
-/// Sends the stack that the sample was taken on, and the start of the one that it goes on on, as far as frame
-/// pointers tell: Go changes stacks, and keeps them. They are large, and what they lead to is wanted for the next
-/// sample, so they are read soon.
+/// Sends the stack that the sample was taken on, the thread's first frames if there is more of it than that, since
+/// a single frame may be as large, and the start of the stack that it goes on on, as far as frame pointers tell: Go
+/// changes stacks, and keeps them. They are large, and what they lead to is wanted for the next sample, so they are
+/// read soon.
 #[inline(always)]
 fn send_stack(Slot(slot): Slot, registers: Registers) {
     // A return address that was just popped lies below the stack pointer.
@@ -274,6 +275,10 @@ fn send_stack(Slot(slot): Slot, registers: Registers) {
         return;
     }
     let record = leaves_at(slot, registers.fp);
+    let first = first_frames(slot);
+    if first != 0 {
+        send_part(slot, first, SNAPSHOT_PIECES as u32);
+    }
     if record != 0 {
         // A function without a frame may have left the frame pointer to its caller.
         let start = record.wrapping_sub(PIECE_BYTES / 2) & !(PIECE_BYTES - 1);
@@ -333,6 +338,31 @@ pub extern "C" fn send_part(slot: u32, start: u64, pieces: u32) -> u32 {
         return 0;
     }
     1
+}
+
+/// Where the part of the stack begins that holds the thread's first frames; 0 if all of the stack was copied.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn first_frames(slot: u32) -> u64 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return 0;
+    };
+    // SAFETY: the slot is ours, and the reference ends with this function.
+    let copied = unsafe { &(*scratch).snapshot.snapshot };
+    if copied.words < SNAPSHOT_WORDS as u32 {
+        return 0;
+    }
+    let end = copied.start + SNAPSHOT_PIECES as u64 * PIECE_BYTES;
+    let task = current_task();
+    let thread_pointer = kernel_word(task + offset_of!(task_thread_pointer));
+    let top = if thread_pointer > end {
+        thread_pointer
+    } else {
+        let mm = kernel_word(task + offset_of!(task_mm));
+        kernel_word(mm + offset_of!(mm_start_stack))
+    };
+    let below = (SNAPSHOT_PIECES as u64 - 1) * PIECE_BYTES;
+    end.max((top & !(PIECE_BYTES - 1)).wrapping_sub(below))
 }
 
 /// Where the chain of frame pointers that begins with `fp` leaves the part of the stack that was copied; 0 if it
