@@ -566,7 +566,7 @@ fn tick_rate_hz(settings: &Settings) -> u32 {
 
 /// Bytes for starts and ends of processes, and for copies of stacks of a twentieth of a second.
 fn ring_bytes(cpus: u32, rate_hz: u32) -> u32 {
-    const COPY_BYTES: u64 = 32 << 10;
+    const COPY_BYTES: u64 = 64 << 10;
     let wanted = u64::from(cpus) * u64::from(rate_hz) * COPY_BYTES / 20;
     let least = u64::from(RING_BYTES);
     wanted.clamp(least, least * 16).next_power_of_two() as u32

@@ -2,8 +2,8 @@
 
 use hotspan_abi::{
     counters::Counter,
-    limits::{COMM_BYTES, FRAME_SLOTS},
-    records::{RecordHeader, RecordKind, SampleHeader, SampleRecord, StopReason},
+    limits::FRAME_SLOTS,
+    records::{RecordKind, SampleHeader, SampleRecord, StopReason},
     rings::{CHUNK_BYTES, after, chunk_of, is_full},
 };
 use hotspan_ebpf::verifier::opaque;
@@ -31,22 +31,13 @@ pub fn begin(
         count(Counter::RingFull);
         return None;
     };
-    record.sample = SampleHeader {
-        header: RecordHeader {
-            kind: RecordKind::Sample as u32,
-            total_bytes: 0,
-            time_mono_ns,
-        },
-        pid,
-        tid,
-        cpu: cpu(),
-        stop: 0,
-        kernel_frames: 0,
-        user_frames: 0,
-        comm: [0; COMM_BYTES],
-    };
+    // One by one: the whole would be cleared by a function, byte by byte. The rest is written at the end.
+    let sample = &mut record.sample;
+    (sample.header.kind, sample.header.time_mono_ns) = (RecordKind::Sample as u32, time_mono_ns);
+    (sample.pid, sample.tid, sample.cpu) = (pid, tid, cpu());
+    (sample.kernel_frames, sample.user_frames) = (0, 0);
     // SAFETY: the field has this length.
-    unsafe { current_comm(&raw mut record.sample.comm) };
+    unsafe { current_comm(&raw mut sample.comm) };
     Some(record)
 }
 
