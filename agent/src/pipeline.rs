@@ -466,6 +466,7 @@ impl Recording {
 
     fn sample(&mut self, sample: &Sample<'_>) {
         let header = &sample.header;
+        let stack = self.early.take_stack(sample);
         let process = self
             .table
             .of_sample(header.pid, sample.thread_name(), &mut self.binaries);
@@ -476,7 +477,7 @@ impl Recording {
                 return;
             }
         }
-        if let Some(stack) = self.early.take_stack(sample) {
+        if let Some(stack) = stack {
             let mappings = self.table.keep_mappings(header.pid);
             let addrs = stack.words().chain([stack.registers.ip]);
             let request = self.tables.want_code(header.pid, addrs, &mappings);

@@ -305,6 +305,11 @@ fn mistakes_are_one_sentence() -> Result<()> {
             "too short for a window",
         ),
         (
+            "--prometheus 127.0.0.1:0 --series-budget 0".to_owned(),
+            2,
+            "1 or more",
+        ),
+        (
             "--prometheus 127.0.0.1:0 --rate 0".to_owned(),
             2,
             "the rate 0",

@@ -43,7 +43,7 @@ fn wrong_words_are_usage_errors() -> Result<()> {
     for (arguments, mentions) in [
         ("-F 0 -d 50s", &["rate", "0"][..]),
         ("-F -5 -d 50s", &["rate", "-5"]),
-        ("-F many -d 50s", &["many"]),
+        ("-F many -d 50s", &["many", "whole number"]),
         ("-F 20001 -d 50s", &["rate", "20000"]),
         ("-d 0", &["duration", "10s"]),
         ("-d 0s", &["duration"]),

@@ -127,6 +127,12 @@ fn plan(args: &Args, host: &Host) -> Result<agent::Plan> {
         table_bytes: record::table_bytes(memory)?,
         table_cache: None,
     };
+    let series_budget = args.series_budget.or(file.series_budget);
+    let series_budget = series_budget.unwrap_or(DEFAULT_BUDGET);
+    if series_budget == 0 {
+        let why = "a series budget of 0 leaves no series to tell; give 1 or more";
+        return Err(UsageError(why.to_owned()).into());
+    }
     // Profiles that nobody gets are not taken.
     let recording = profiles_to.is_some().then_some(recording);
     Ok(agent::Plan {
@@ -139,10 +145,7 @@ fn plan(args: &Args, host: &Host) -> Result<agent::Plan> {
         metrics_every: time(&args.metrics_interval, &file.metrics_interval)?,
         wants_deltas: otlp_send::delta_is_preferred(lookup).map_err(wrong)?,
         scraped_at: address.map(listen).transpose()?,
-        series_budget: args
-            .series_budget
-            .or(file.series_budget)
-            .unwrap_or(DEFAULT_BUDGET),
+        series_budget,
         resource: resource(host),
     })
 }

@@ -18,7 +18,9 @@ mod syscalls;
 mod target;
 
 use std::{
+    error::Error,
     io::{IsTerminal, Write},
+    num::ParseIntError,
     process::ExitCode,
 };
 
@@ -122,6 +124,12 @@ fn usage(error: &clap::Error) -> ExitCode {
     });
     let sentence = parts.next().unwrap_or_default();
     let sentence = sentence.trim_start_matches("error: ");
+    let sentence = match error.source() {
+        Some(source) if source.is::<ParseIntError>() => {
+            sentence.replace(&source.to_string(), "this takes a whole number")
+        }
+        _ => sentence.to_owned(),
+    };
     let is_word = |argument: &ContextValue| !argument.to_string().starts_with('-');
     let tip = match error.get(ContextKind::InvalidArg) {
         Some(argument) if error.kind() == ErrorKind::UnknownArgument && is_word(argument) => {
