@@ -23,6 +23,9 @@ use crate::{
 /// The stacks of all samples that wait have this many words at most, equal ones counted once: 16 MiB.
 const MAX_WORDS: usize = 2 << 20;
 
+/// More samples do not wait.
+const MAX_WAITING: usize = 4096;
+
 /// A sample waits this long at most. The tables of the largest binaries take about as long.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
@@ -115,16 +118,18 @@ impl EarlySamples {
         now_mono_ns: u64,
     ) -> Vec<EarlySample> {
         let mut ready = Vec::new();
+        let mut surplus = self.waiting.len().saturating_sub(MAX_WAITING);
         for mut sample in std::mem::take(&mut self.waiting) {
             let age_ns = now_mono_ns.saturating_sub(sample.header.header.time_mono_ns);
             let pid = sample.header.pid;
             let known = tables.parts(pid, sample.mappings.as_slice(), binaries);
             let is_complete = known.is_complete && tables.has_learned(pid, sample.request);
-            let is_room = self.pieces.alive_words() <= MAX_WORDS;
+            let is_room = surplus == 0 && self.pieces.alive_words() <= MAX_WORDS;
             if !is_complete && is_room && age_ns < PATIENCE_NS {
                 self.waiting.push_back(sample);
                 continue;
             }
+            surplus = surplus.saturating_sub(1);
             let stack = std::mem::take(&mut sample.stack);
             let (user, stop) = replay::unwind(stack, &known.parts, maps);
             // The copy may have been too short for what the kernel side could read.
