@@ -1,6 +1,7 @@
 //! Languages with a run time of their own: stacks go from the thread's first function to the leaf,
 //! and each is one that the program can have.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -276,42 +277,43 @@ fn go_of_earlier_versions() -> Result<()> {
 #[test]
 fn go_that_calls_c_from_its_first_instruction() -> Result<()> {
     let program = built("go", "go/cgo.go", "cgo", &["build"])?;
-    let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
     let script = "for run in 1 2 3 4 5; do \"$0\" 0.1 >/dev/null; done";
-    let recording = Hotspan::record()?.args("-F 999 --json").output(&file);
-    let recording = ["--", "sh", "-c", script]
-        .into_iter()
-        .fold(recording, Hotspan::arg);
-    let run = recording.arg(&program).run()?.succeeded()?;
-    let samples = run.summary()?.samples;
-    ensure!(
-        samples.kept > 400 && 200 * (samples.kept - samples.rooted) <= samples.kept,
-        "{} of {} are rooted:{}",
-        samples.rooted,
-        samples.kept,
-        read_folded(&file)?.commonest()
-    );
-    Ok(())
+    let command = [
+        "sh".as_ref(),
+        "-c".as_ref(),
+        script.as_ref(),
+        program.as_os_str(),
+    ];
+    check_from_start("-F 999", &command, 400, 200)
 }
 
 /// Its tables take longest to make, and its stack has a frame of half a mebibyte.
 #[test]
 fn the_rust_compiler_from_its_first_instruction() -> Result<()> {
     let folder = place::folder()?;
-    let file = folder.path().join("out.folded");
     let source = script("rust/seeded.rs");
-    let run = Hotspan::record()?
-        .args("-F 499 --json")
-        .output(&file)
-        .args("-- rustc -O --out-dir")
-        .arg(folder.path())
-        .arg(source)
-        .run()?
-        .succeeded()?;
-    let samples = run.summary()?.samples;
+    let compile = ["rustc", "-O", "--out-dir"].map(OsStr::new);
+    let command = [
+        &compile[..],
+        &[folder.path().as_os_str(), source.as_os_str()],
+    ]
+    .concat();
+    check_from_start("-F 499", &command, 150, 33)
+}
+
+/// Checks that of a command, recorded from its start on, there are more than `least` samples, and all but one of
+/// so many are rooted.
+fn check_from_start(options: &str, command: &[&OsStr], least: u64, one_of: u64) -> Result<()> {
+    let folder = place::folder()?;
+    let file = folder.path().join("out.folded");
+    let recording = Hotspan::record()?
+        .args(options)
+        .args("--json")
+        .output(&file);
+    let recording = command.iter().fold(recording.arg("--"), Hotspan::arg);
+    let samples = recording.run()?.succeeded()?.summary()?.samples;
     ensure!(
-        samples.kept > 150 && 33 * (samples.kept - samples.rooted) <= samples.kept,
+        samples.kept > least && one_of * (samples.kept - samples.rooted) <= samples.kept,
         "{} of {} are rooted:{}",
         samples.rooted,
         samples.kept,

@@ -58,7 +58,7 @@ pub struct EarlySamples {
 }
 
 impl EarlySamples {
-    /// Takes in the copy of a stack, or of the one that it goes on on; its sample is the next one of the same CPU.
+    /// Takes in a part of what was copied of a stack; its sample is the next one of the same CPU.
     pub fn add_stack(&mut self, snapshot: &Snapshot<'_>) {
         let header = &snapshot.header;
         let words: Vec<_> = snapshot.words().collect();

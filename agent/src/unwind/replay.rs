@@ -100,6 +100,7 @@ impl<W: Words> Words for EitherWords<'_, W> {
 #[cfg(test)]
 mod tests {
     use hotspan_abi::{
+        limits::SNAPSHOT_PIECE_WORDS,
         records::SnapshotHeader,
         unwind::{Rule, row},
     };
@@ -138,6 +139,7 @@ mod tests {
         (Space(words), mapping)
     }
 
+    /// Of its pieces the first was read.
     fn stack(words: &[u64]) -> StackCopy {
         let header = SnapshotHeader {
             start: STACK,
@@ -184,6 +186,21 @@ mod tests {
         let (frames, stop) = unwind(stack(&[0, 0, TEXT + 0x10]), &[mapping], &space);
         assert_eq!(frames, [TEXT + 4, TEXT + 0x10]);
         assert_eq!(stop, StopReason::StackReadFailed);
+    }
+
+    #[test]
+    fn what_was_not_read_is_no_stack() {
+        let (space, mapping) = space();
+        let mut words = vec![0; 2 * SNAPSHOT_PIECE_WORDS];
+        words[2] = TEXT + 0x10;
+        let mut hole = stack(&words);
+        // The next return address lies in the second piece.
+        hole.registers.sp = STACK + 8 * SNAPSHOT_PIECE_WORDS as u64 - 8;
+        let (frames, stop) = unwind(hole.clone(), &[mapping], &space);
+        assert_eq!((frames.len(), stop), (1, StopReason::StackReadFailed));
+        hole.registers.sp = STACK + 8;
+        let (frames, stop) = unwind(hole, &[mapping], &space);
+        assert_eq!((frames.len(), stop), (2, StopReason::Root));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{
 };
 
 use hotspan_abi::{
-    limits::{SNAPSHOT_PIECE_WORDS, WINDOW_WORDS},
+    limits::{SNAPSHOT_PIECE_BYTES as PIECE_BYTES, SNAPSHOT_PIECE_WORDS, WINDOW_WORDS},
     records::SnapshotHeader,
 };
 use hotspan_ebpf::{
@@ -17,8 +17,6 @@ use hotspan_ebpf::{
     unwind::{ReadMemory, Registers},
 };
 use rustc_hash::FxHashMap;
-
-const PIECE_BYTES: u64 = SNAPSHOT_PIECE_WORDS as u64 * 8;
 
 /// A user stack as far as it was copied, and the registers that lead into it.
 #[derive(Clone, Debug, Default)]
@@ -110,15 +108,13 @@ impl StackCopy {
 
     /// Adds what the kernel side sent of the thread's first frames, or of the stack that this one goes on on.
     pub fn add(&mut self, header: &SnapshotHeader, words: &[u64], pieces: &mut Pieces) {
-        let mut addr = header.start;
-        let mut keep = |words: &[u64]| {
-            let piece = pieces.keep(addr, words);
-            addr = addr.wrapping_add(PIECE_BYTES);
-            piece
-        };
+        let addrs = (0..).map(|piece: u64| header.start.wrapping_add(piece * PIECE_BYTES));
+        let words = words.chunks(SNAPSHOT_PIECE_WORDS);
         self.parts.push(Part {
             start: header.start,
-            pieces: words.chunks(SNAPSHOT_PIECE_WORDS).map(&mut keep).collect(),
+            pieces: (addrs.zip(words))
+                .map(|(addr, words)| pieces.keep(addr, words))
+                .collect(),
             readable: header.readable,
         });
     }

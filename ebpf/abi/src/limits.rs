@@ -28,6 +28,9 @@ const _: () = assert!(WINDOW_WORDS.is_power_of_two());
 /// none crosses the end of a page.
 pub const SNAPSHOT_PIECE_WORDS: usize = 128;
 
+/// The same in bytes.
+pub const SNAPSHOT_PIECE_BYTES: u64 = SNAPSHOT_PIECE_WORDS as u64 * 8;
+
 /// Pieces of a snapshot at most: 64 KiB of stack. An interpreter that loads its library uses half of it. Where there
 /// is more, as many of the thread's first frames follow: a single frame of the Rust compiler is 528 KiB large, with
 /// 50 KiB of others and of what belongs to the thread above it.

@@ -7,8 +7,8 @@ use hotspan_abi::{
     counters::Counter,
     limits::{
         FRAME_SLOTS, FRAMES_PER_CALL, MAX_USER_FRAMES, SNAPSHOT_HOLE_PIECES, SNAPSHOT_OTHER_PIECES,
-        SNAPSHOT_PIECE_WORDS, SNAPSHOT_PIECES, SNAPSHOT_RECORDS, SNAPSHOT_WORDS, UNWIND_CALLS,
-        WALKERS,
+        SNAPSHOT_PIECE_BYTES as PIECE_BYTES, SNAPSHOT_PIECE_WORDS, SNAPSHOT_PIECES,
+        SNAPSHOT_RECORDS, SNAPSHOT_WORDS, UNWIND_CALLS, WALKERS,
     },
     records::{
         EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, SampleRecord, SnapshotHeader,
@@ -286,7 +286,11 @@ fn send_stack(Slot(slot): Slot, registers: Registers) {
     }
 }
 
-const PIECE_BYTES: u64 = (SNAPSHOT_PIECE_WORDS * 8) as u64;
+/// Where what belongs to the running thread lies: a C library keeps it on top of the thread's stack.
+#[inline(always)]
+fn thread_pointer() -> u64 {
+    kernel_word(current_task() + offset_of!(task_thread_pointer))
+}
 
 /// Sends a part of the stack, of so many pieces at most; 0 when there is no room.
 #[unsafe(no_mangle)]
@@ -304,9 +308,8 @@ pub extern "C" fn send_part(slot: u32, start: u64, pieces: u32) -> u32 {
     // Before the loop: kernels before 6.3 take one for endless whose counter has no register left.
     (snapshot.snapshot.start, snapshot.snapshot.readable) = (start, 0);
     let readable = Forgotten::at(&mut snapshot.snapshot.readable);
-    // A C library keeps what belongs to a thread on top of its stack: what follows is not of this stack.
-    let thread_pointer = kernel_word(current_task() + offset_of!(task_thread_pointer));
-    let last_piece = thread_pointer.wrapping_sub(start) / PIECE_BYTES;
+    // What follows is not of this stack.
+    let last_piece = thread_pointer().wrapping_sub(start) / PIECE_BYTES;
     let last_piece = last_piece.min(u64::from(pieces.wrapping_sub(1)));
     for piece in 0..SNAPSHOT_PIECES {
         if piece as u64 > last_piece {
@@ -353,14 +356,11 @@ pub extern "C" fn first_frames(slot: u32) -> u64 {
         return 0;
     }
     let end = copied.start + SNAPSHOT_PIECES as u64 * PIECE_BYTES;
-    let task = current_task();
-    let thread_pointer = kernel_word(task + offset_of!(task_thread_pointer));
-    let top = if thread_pointer > end {
-        thread_pointer
-    } else {
-        let mm = kernel_word(task + offset_of!(task_mm));
-        kernel_word(mm + offset_of!(mm_start_stack))
-    };
+    let mut top = thread_pointer();
+    if top <= end {
+        let mm = kernel_word(current_task() + offset_of!(task_mm));
+        top = kernel_word(mm + offset_of!(mm_start_stack));
+    }
     let below = (SNAPSHOT_PIECES as u64 - 1) * PIECE_BYTES;
     end.max((top & !(PIECE_BYTES - 1)).wrapping_sub(below))
 }
