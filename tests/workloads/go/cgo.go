@@ -64,8 +64,10 @@ func leaf(rounds uint64) uint64 {
 //go:noinline
 func goWork(rounds C.uint64_t) C.uint64_t {
 	x := uint64(rounds)
-	for i := 0; i < 20; i++ {
-		x += leaf(uint64(rounds) / 20)
+	// Often enough to be seen: it takes less than a microsecond.
+	const yields = 100
+	for i := 0; i < yields; i++ {
+		x += leaf(uint64(rounds) / yields)
 		// Leaves the goroutine for the scheduler, above frames of C.
 		runtime.Gosched()
 	}
