@@ -234,6 +234,8 @@ impl<'a> Btf<'a> {
             #[cfg(target_arch = "aarch64")]
             task_thread_pointer: member!(self, "task_struct", "thread.uw.tp_value")?,
             mm_start_stack: member!(self, "mm_struct", "start_stack")?,
+            mm_start_code: member!(self, "mm_struct", "start_code")?,
+            mm_end_code: member!(self, "mm_struct", "end_code")?,
             task_signal: member!(self, "task_struct", "signal")?,
             task_sum_exec_runtime: member!(self, "task_struct", "se.sum_exec_runtime")?,
             task_pending_signals: member!(self, "task_struct", "pending.signal")?,

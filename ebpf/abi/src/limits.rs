@@ -46,6 +46,10 @@ pub const SNAPSHOT_OTHER_PIECES: u32 = 8;
 /// Frame records that are followed to find that stack.
 pub const SNAPSHOT_RECORDS: u64 = 256;
 
+/// Words of the innermost frames that are searched for a pointer to that stack where no register leads to it: what
+/// C does to start a thread takes more than half of them.
+pub const SNAPSHOT_SAVED_WORDS: u64 = 256;
+
 /// Words of a snapshot.
 pub const SNAPSHOT_WORDS: usize = SNAPSHOT_PIECES * SNAPSHOT_PIECE_WORDS;
 const _: () = assert!(SNAPSHOT_PIECES.is_power_of_two() && SNAPSHOT_PIECE_WORDS.is_power_of_two());

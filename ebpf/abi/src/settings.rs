@@ -73,6 +73,10 @@ Offsets {
     task_thread_pointer,
     /// `mm_struct.start_stack`
     mm_start_stack,
+    /// `mm_struct.start_code`
+    mm_start_code,
+    /// `mm_struct.end_code`
+    mm_end_code,
     /// `task_struct.signal`
     task_signal,
     /// `task_struct.se.sum_exec_runtime`

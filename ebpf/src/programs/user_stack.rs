@@ -8,7 +8,7 @@ use hotspan_abi::{
     limits::{
         FRAME_SLOTS, FRAMES_PER_CALL, MAX_USER_FRAMES, SNAPSHOT_HOLE_PIECES, SNAPSHOT_OTHER_PIECES,
         SNAPSHOT_PIECE_BYTES as PIECE_BYTES, SNAPSHOT_PIECE_WORDS, SNAPSHOT_PIECES,
-        SNAPSHOT_RECORDS, SNAPSHOT_WORDS, UNWIND_CALLS, WALKERS,
+        SNAPSHOT_RECORDS, SNAPSHOT_SAVED_WORDS, SNAPSHOT_WORDS, UNWIND_CALLS, WALKERS,
     },
     records::{
         EXACT_ADDRESS, RecordHeader, RecordKind, SampleHeader, SampleRecord, SnapshotHeader,
@@ -274,7 +274,7 @@ fn send_stack(Slot(slot): Slot, registers: Registers) {
     if send_part(slot, start, SNAPSHOT_PIECES as u32) == 0 {
         return;
     }
-    let record = leaves_at(slot, registers.fp);
+    let record = goes_on_at(slot, registers.fp);
     let first = first_frames(slot);
     if first != 0 {
         send_part(slot, first, SNAPSHOT_PIECES as u32);
@@ -365,6 +365,20 @@ pub extern "C" fn first_frames(slot: u32) -> u64 {
     end.max((top & !(PIECE_BYTES - 1)).wrapping_sub(below))
 }
 
+/// A frame record on the stack that the one goes on on that was copied; 0 if none is known. C that Go calls on a
+/// thread's own stack uses the register of the frame pointer otherwise, and has saved it.
+#[inline(always)]
+fn goes_on_at(slot: u32, fp: u64) -> u64 {
+    let record = leaves_at(slot, fp);
+    if is_record(record) != 0 {
+        return record;
+    }
+    match saved_record(slot) {
+        0 => record,
+        saved => saved,
+    }
+}
+
 /// Where the chain of frame pointers that begins with `fp` leaves the part of the stack that was copied; 0 if it
 /// does not.
 #[unsafe(no_mangle)]
@@ -390,4 +404,52 @@ pub extern "C" fn leaves_at(slot: u32, fp: u64) -> u64 {
         fp = snapshot.words[opaque(into / 8) as usize & (SNAPSHOT_WORDS - 1)];
     }
     0
+}
+
+/// The frame record elsewhere that the innermost frames have saved a pointer to; 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn saved_record(slot: u32) -> u64 {
+    let Some(scratch) = Slot(slot).scratch() else {
+        return 0;
+    };
+    // SAFETY: the slot is ours, and the reference ends with this function.
+    let snapshot = unsafe { &(*scratch).snapshot };
+    let SnapshotHeader {
+        start, sp, words, ..
+    } = snapshot.snapshot;
+    let copied = u64::from(words);
+    let mut at = sp.wrapping_sub(start) / 8;
+    let mut left = opaque(SNAPSHOT_SAVED_WORDS);
+    while left != 0 && at < copied {
+        left -= 1;
+        let fp = snapshot.words[opaque(at) as usize & (SNAPSHOT_WORDS - 1)];
+        at += 1;
+        let is_elsewhere = fp.wrapping_sub(start) >= copied * 8;
+        if is_elsewhere && may_be_pointer(fp) && is_record(fp) != 0 {
+            return fp;
+        }
+    }
+    0
+}
+
+/// Most words of a stack are no pointers to words, and to find that out by reading there takes as long as a page fault.
+#[inline(always)]
+fn may_be_pointer(word: u64) -> bool {
+    word & 7 == 0 && word >> 16 != 0 && word >> 48 == 0
+}
+
+/// Whether a frame's caller is told here, which is in the program that was started: 1 if so.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_record(fp: u64) -> u32 {
+    let mut record = [0; 2];
+    if !may_be_pointer(fp) || !UserMemory::read(fp, &mut record) {
+        return 0;
+    }
+    let [caller, return_address] = record;
+    let mm = kernel_word(current_task() + offset_of!(task_mm));
+    let is_code = return_address >= kernel_word(mm + offset_of!(mm_start_code))
+        && return_address < kernel_word(mm + offset_of!(mm_end_code));
+    u32::from(is_code && (caller == 0 || caller > fp))
 }
