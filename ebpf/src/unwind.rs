@@ -11,9 +11,10 @@ use hotspan_abi::{
     limits::WINDOW_WORDS,
     records::StopReason,
     unwind::{
-        BASE_ALIGNED, BASE_BY_CALLER, BASE_FP, BASE_OTHER_STACK, FP_AT_CFA, FP_AT_FP,
-        MAPPING_WORDS, MAX_MAPPINGS, Mapping, PAGE_BYTES, ProcessTable, RA_AT_FP, RA_IN_LINK,
-        ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS, WideRule, place_in_page, row_addr, row_rule,
+        BASE_ALIGNED, BASE_BY_CALLER, BASE_FIRST_SCRATCH, BASE_FP, BASE_OTHER_STACK,
+        BASE_SECOND_SCRATCH, FP_AT_CFA, FP_AT_FP, MAPPING_WORDS, MAX_MAPPINGS, Mapping, PAGE_BYTES,
+        ProcessTable, RA_AT_FP, RA_IN_LINK, ROW_SEARCH_STEPS, Rule, SEGMENT_WORDS, WideRule,
+        place_in_page, row_addr, row_rule,
     },
 };
 
@@ -93,6 +94,9 @@ pub struct Registers {
     /// The register that system calls return their result in: rax on x86-64, x0 on arm64. It belongs to
     /// an exact `ip` alone.
     pub result: u64,
+    /// The registers of [`BASE_FIRST_SCRATCH`] and [`BASE_SECOND_SCRATCH`]: r10 and r11 on x86-64, x9 and x12 on
+    /// arm64. They belong to an exact `ip` alone.
+    pub scratch: [u64; 2],
 }
 
 /// The part of the stack that was read last.
@@ -242,6 +246,7 @@ impl Unwinder {
             link: 0,
             aligned: 0,
             result: 0,
+            scratch: [0; 2],
         },
         process: ProcessTable {
             mappings: 0,
@@ -501,8 +506,12 @@ impl Unwinder {
         let registers = self.registers;
         let base = match rule.cfa_base {
             BASE_FP => registers.fp,
-            BASE_ALIGNED if self.is_exact == 0 => return Step::Stop(StopReason::NoUnwindTable),
+            BASE_ALIGNED | BASE_FIRST_SCRATCH | BASE_SECOND_SCRATCH if self.is_exact == 0 => {
+                return Step::Stop(StopReason::NoUnwindTable);
+            }
             BASE_ALIGNED => registers.aligned,
+            BASE_FIRST_SCRATCH => registers.scratch[0],
+            BASE_SECOND_SCRATCH => registers.scratch[1],
             BASE_OTHER_STACK => registers.fp,
             BASE_BY_CALLER => return self.step_by_caller(rule, memory),
             _ if self.is_sp_guessed::<M>() => {
@@ -690,6 +699,13 @@ impl Unwinder {
         let Some(result) = self.window.word(frame.wrapping_add(places.result), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
+        let [first, second] = places.scratch;
+        let Some(first) = self.window.word(frame.wrapping_add(first), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
+        let Some(second) = self.window.word(frame.wrapping_add(second), memory) else {
+            return Step::Stop(StopReason::StackReadFailed);
+        };
         let Some(sp) = self.window.word(frame.wrapping_add(places.sp), memory) else {
             return Step::Stop(StopReason::StackReadFailed);
         };
@@ -703,6 +719,7 @@ impl Unwinder {
         self.registers.link = link;
         self.registers.aligned = aligned;
         self.registers.result = result;
+        self.registers.scratch = [first, second];
         let step = self.arrive(ip, sp);
         self.is_exact = 1;
         step

@@ -17,6 +17,7 @@ use aya_obj::generated::perf_type_id::{
 };
 
 const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
@@ -124,7 +125,7 @@ pub enum Scope {
 }
 
 #[repr(C)]
-struct MapUpdateAttr {
+struct MapElementAttr {
     map_fd: u32,
     _pad: u32,
     key: u64,
@@ -265,24 +266,40 @@ pub fn create_map(map: &Map<'_>) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_MAP_CREATE, &attr) }
 }
 
-/// Puts a map into an array of maps.
+/// Puts a map into an array of maps. When that is done, the kernel waits until all programs are over that may not
+/// have seen it: some 10 ms.
 ///
 /// # Errors
 ///
 /// What bpf(2) returned.
 pub fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
-    let inner = inner.as_raw_fd();
-    let attr = MapUpdateAttr {
+    let mut inner = inner.as_raw_fd() as u32;
+    map_element(BPF_MAP_UPDATE_ELEM, outer, index, &mut inner)
+}
+
+/// Whether an array of maps has one at an index.
+#[must_use]
+pub fn has_inner_map(outer: BorrowedFd<'_>, index: u32) -> bool {
+    map_element(BPF_MAP_LOOKUP_ELEM, outer, index, &mut 0).is_ok()
+}
+
+/// Sets or looks up an element of an array of maps: a file descriptor, or the map's number.
+fn map_element(
+    command: libc::c_int,
+    outer: BorrowedFd<'_>,
+    index: u32,
+    inner: &mut u32,
+) -> io::Result<()> {
+    let attr = MapElementAttr {
         map_fd: outer.as_raw_fd() as u32,
         _pad: 0,
         key: &raw const index as u64,
-        value: &raw const inner as u64,
+        value: &raw mut *inner as u64,
         flags: 0,
     };
-    let bytes = size_of::<MapUpdateAttr>();
+    let bytes = size_of::<MapElementAttr>();
     // SAFETY: key and value are four bytes each, as the map's are, and outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, bytes) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, bytes) };
     if result == 0 {
         Ok(())
     } else {

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData},
@@ -73,16 +73,39 @@ impl TableMaps {
         }
     }
 
-    /// Makes the space at least `count` segments long.
-    pub fn grow(&mut self, count: usize) -> Result<()> {
-        while self.segments.len() < count {
-            let segment = Segment::create().context("cannot make room for unwind tables")?;
-            let index = self.segments.len() as u32;
-            bpf_syscall::set_inner_map(self.outer.fd().as_fd(), index, segment.fd.as_fd())
-                .context("cannot make room for unwind tables")?;
-            self.segments.push(segment);
-        }
-        Ok(())
+    /// How many segments the space has.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// One more segment, and what puts it in its place, where none was. That is for another thread: the kernel then
+    /// waits for the programs that have not seen it, which do not need it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new_segment(
+        &self,
+    ) -> io::Result<(
+        Segment,
+        impl FnOnce() -> io::Result<()> + Send + 'static + use<>,
+    )> {
+        let segment = Segment::create()?;
+        let outer = self.outer.fd().as_fd().try_clone_to_owned()?;
+        let (index, inner) = (self.segments.len() as u32, segment.fd.try_clone()?);
+        let put = move || bpf_syscall::set_inner_map(outer.as_fd(), index, inner.as_fd());
+        Ok((segment, put))
+    }
+
+    /// Whether the next segment is in its place.
+    #[must_use]
+    pub fn has_next(&self) -> bool {
+        bpf_syscall::has_inner_map(self.outer.fd().as_fd(), self.segments.len() as u32)
+    }
+
+    /// Makes the space longer by a segment that is in its place.
+    pub fn push(&mut self, segment: Segment) {
+        self.segments.push(segment);
     }
 
     /// Writes words from index `at` on, across segments when need be.
@@ -144,7 +167,7 @@ pub(super) fn try_segment() -> io::Result<()> {
 }
 
 /// One segment: a map of a single large value, mapped into our memory.
-struct Segment {
+pub struct Segment {
     fd: OwnedFd,
     memory: MappedArray,
 }

@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn snapshot_has_as_many_words_as_it_says() {
         let header = [
-            5, 104, 7, 0, 1, 2, 0x1000, 0, 1, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0,
+            5, 120, 7, 0, 1, 2, 0x1000, 0, 1, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0,
         ];
         let mut bytes: Vec<u8> = header
             .iter()

@@ -36,7 +36,7 @@ use super::{
 };
 
 /// The last byte is the version: one more whenever other tables are made of the same file.
-const MAGIC: [u8; 8] = *b"HSTABLE\x02";
+const MAGIC: [u8; 8] = *b"HSTABLE\x03";
 /// Files of all binaries take this much at most; those that were not used for longest go.
 const MAX_TOTAL_BYTES: u64 = 256 << 20;
 /// One of them, four times as much as the largest known binaries need.

@@ -11,7 +11,7 @@ use gimli::{
     EndianSlice, Format, LittleEndian, Reader, Register, UnwindExpression, UnwindOffset,
     UnwindSection,
 };
-use hotspan_abi::unwind::{BASE_ALIGNED, BASE_SP, Rule, WideRule};
+use hotspan_abi::unwind::{BASE_ALIGNED, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
 
 use super::{
     Reason, Report, TableRule,
@@ -497,6 +497,9 @@ where
         });
         let rule = match meaning {
             Ok(Meaning::Short(rule)) => Ok(TableRule::Short(self.without_popped(rule))),
+            Ok(Meaning::Wide(wide)) if self.has_popped_all(&wide) => {
+                Ok(TableRule::Short(self.frames.arch.facts().just_called))
+            }
             Ok(Meaning::Wide(wide)) => {
                 if wide.cfa_base == BASE_ALIGNED && wide.cfa_is_read == 0 {
                     self.output.aligned.push((range.clone(), wide));
@@ -532,6 +535,20 @@ where
             }
             _ => rule,
         }
+    }
+
+    /// The same of a frame pointer that was saved where it points to: nothing is left but the return address.
+    fn has_popped_all(&self, rule: &WideRule) -> bool {
+        let facts = self.frames.arch.facts();
+        let left = WideRule {
+            cfa_base: BASE_SP,
+            cfa_offset: facts.call_pushes as i32,
+            fp_rule: FP_AT_FP,
+            ra_rule: RA_AT_CFA,
+            ra_offset: -facts.call_pushes as i32,
+            ..WideRule::default()
+        };
+        facts.pops_silently && *rule == left
     }
 
     /// Writes a procedure linkage table out that has no rule of its own.

@@ -186,8 +186,8 @@ fn recorded_aarch64(line: &str) -> Recorded {
             sp,
             fp,
             link,
-            aligned: 0,
             result: NO_NEW_THREAD,
+            ..Registers::default()
         },
         start: sp,
         words: words.collect(),
@@ -262,7 +262,8 @@ fn add_mapping(space: &mut Space, line: &str) {
 fn steps_on_x86_64_have_their_callers() {
     let folder = tempfile::tempdir().unwrap();
     let recorder = compiled(folder.path(), "record_x86_64.c", &[]);
-    let target = compiled(folder.path(), "target.c", &["-Wl,-z,lazy", "-lm"]);
+    let options = ["-Wl,-z,lazy", "-fstack-clash-protection", "-lm"];
+    let target = compiled(folder.path(), "target.c", &options);
     let output = Command::new(recorder)
         .arg("3")
         .arg(target)
@@ -279,8 +280,8 @@ fn steps_on_x86_64_have_their_callers() {
             continue;
         }
         let parts: Vec<_> = line.split(';').collect();
-        let ([ip, sp, fp, link, aligned], callers) = (
-            numbers(parts[0])[..5].try_into().unwrap(),
+        let ([ip, sp, fp, link, aligned, r10, r11], callers) = (
+            numbers(parts[0])[..7].try_into().unwrap(),
             numbers(parts[2]),
         );
         let mut words = numbers(parts[1]);
@@ -293,6 +294,7 @@ fn steps_on_x86_64_have_their_callers() {
                 link,
                 aligned,
                 result: NO_NEW_THREAD,
+                scratch: [r10, r11],
             },
             start,
             words,

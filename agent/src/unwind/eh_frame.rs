@@ -43,7 +43,7 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     {
         steps = steps.or(debug_frame_steps(&image, &section, &text, &mut output));
     }
-    let gaps = steps.gaps(&text, PADDING_BYTES);
+    let gaps = steps.gaps(&image.code(&text), PADDING_BYTES);
     output.report.bare_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
     output.report.text = text;
     let steps = steps.or(bare_code::steps(&image, &gaps, &mut output.wide));

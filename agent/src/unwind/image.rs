@@ -10,8 +10,8 @@ use object::{
     LittleEndian,
     elf::{
         ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE,
-        ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC, STT_OBJECT, SectionHeader64,
-        Sym64,
+        ProgramHeader64, SHF_EXECINSTR, SHN_UNDEF, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, STT_FUNC,
+        STT_OBJECT, SectionHeader64, Sym64,
     },
     read::{
         ReadRef,
@@ -111,14 +111,29 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
                 Some(start..start.checked_add(bytes)?)
             })
             .collect();
-        ranges.sort_by_key(|range| range.start);
-        let mut end = 0;
-        ranges.retain_mut(|range| {
-            range.start = range.start.max(end);
-            end = range.end.max(end);
-            range.start < range.end
-        });
+        make_disjoint(&mut ranges);
         ranges
+    }
+
+    /// What of these ranges of text is code: what lies in executable sections, or all if there are no sections.
+    pub fn code(&self, text: &[Range<u64>]) -> Vec<Range<u64>> {
+        let executable = self.sections.iter().filter(|section| {
+            section.sh_flags(LittleEndian) & u64::from(SHF_EXECINSTR) != 0
+                && section.sh_type(LittleEndian) != SHT_NOBITS
+        });
+        let mut code: Vec<_> = executable
+            .filter_map(|section| {
+                let start = section.sh_addr(LittleEndian);
+                let end = start.saturating_add(section.sh_size(LittleEndian));
+                let around = text.get(text.partition_point(|text| text.end <= start))?;
+                Some(around.start.max(start)..around.end.min(end))
+            })
+            .collect();
+        make_disjoint(&mut code);
+        if code.is_empty() {
+            return text.to_vec();
+        }
+        code
     }
 
     /// Where the process starts.
@@ -320,4 +335,15 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         }
         bases
     }
+}
+
+/// Sorts ranges, and leaves out what is in an earlier one.
+fn make_disjoint(ranges: &mut Vec<Range<u64>>) {
+    ranges.sort_by_key(|range| range.start);
+    let mut end = 0;
+    ranges.retain_mut(|range| {
+        range.start = range.start.max(end);
+        end = range.end.max(end);
+        range.start < range.end
+    });
 }

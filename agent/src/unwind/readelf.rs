@@ -153,7 +153,7 @@ impl<'a> Parser<'a> {
 #[must_use]
 pub fn compare(row: &Row, ours: &Shown<'_>) -> Agreement {
     let facts = ours.arch.facts();
-    let [sp, fp, aligned, link] = facts.names;
+    let [sp, ..] = facts.names;
     let shown = ours.to_string();
     let words: Vec<_> = shown.split_whitespace().collect();
     let is_link = |ra: &str| {
@@ -164,7 +164,7 @@ pub fn compare(row: &Row, ours: &Shown<'_>) -> Agreement {
     let same = match (row.ra.as_str(), words.as_slice()) {
         ("u", ["root"]) => true,
         (ra, [cfa, fp, our_ra]) => {
-            let is_same_ra = *our_ra == ra || (*our_ra == link && is_link(ra));
+            let is_same_ra = *our_ra == ra || (*our_ra == facts.link_name && is_link(ra));
             *cfa == row.cfa && *fp == row.fp && is_same_ra
         }
         _ => false,
@@ -177,7 +177,7 @@ pub fn compare(row: &Row, ours: &Shown<'_>) -> Agreement {
     }
     let is_none = ours.rule == TableRule::Short(Rule::NONE);
     let base = row.cfa.split(['+', '-']).next().unwrap_or_default();
-    let is_followed = [sp, fp, aligned].contains(&base) && row.ra.starts_with(['c', 'u']);
+    let is_followed = facts.names.contains(&base) && row.ra.starts_with(['c', 'u']);
     if is_none && !is_followed {
         return Agreement::OtherRegister;
     }

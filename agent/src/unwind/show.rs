@@ -31,7 +31,7 @@ pub struct Shown<'a> {
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let facts = self.arch.facts();
-        let [sp, fp, _, link] = facts.names;
+        let ([sp, fp, ..], link) = (facts.names, facts.link_name);
         let (cfa, saved_fp, ra) = match self.rule {
             TableRule::Wide(index) => {
                 let wide = self.wide.get(index as usize).ok_or(fmt::Error)?;

@@ -99,6 +99,7 @@ impl StackCopy {
                 link: header.link,
                 aligned: header.aligned,
                 result: header.result,
+                scratch: header.scratch,
             },
             parts: Vec::new(),
         };

@@ -35,7 +35,7 @@ impl Steps {
     }
 
     /// The parts of `text`, which ascends, of which nothing is said and that are longer than
-    /// `padding`.
+    /// `padding`, or all of it.
     pub fn gaps(&self, text: &[Range<u64>], padding: u64) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
         let mut steps = self.iter().peekable();
@@ -45,7 +45,8 @@ impl Steps {
             while start < text.end {
                 let step = steps.next_if(|step| step.0 < text.end);
                 let end = step.map_or(text.end, |step| step.0.max(start));
-                if !is_known && end - start > padding {
+                let is_all = start == text.start && end == text.end;
+                if !is_known && (is_all || end - start > padding) {
                     gaps.push(start..end);
                 }
                 let Some(step) = step else {

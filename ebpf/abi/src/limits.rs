@@ -32,12 +32,12 @@ pub const SNAPSHOT_PIECE_WORDS: usize = 128;
 pub const SNAPSHOT_PIECE_BYTES: u64 = SNAPSHOT_PIECE_WORDS as u64 * 8;
 
 /// Pieces of a snapshot at most: 64 KiB of stack. An interpreter that loads its library uses half of it. Where there
-/// is more, as many of the thread's first frames follow: a single frame of the Rust compiler is 528 KiB large, with
-/// 50 KiB of others and of what belongs to the thread above it.
+/// is more, as many follow, which the Rust compiler sometimes needs, and as many of the thread's first frames: a single
+/// frame of that compiler is 528 KiB large, with 50 KiB of others and of what belongs to the thread above it.
 pub const SNAPSHOT_PIECES: usize = 64;
 
-/// So many pieces in a row may be unreadable inside a stack: pages that a large frame has not touched yet
-/// are not in memory.
+/// So many pieces in a row may be unreadable above one that is readable: pages that a large frame has not touched yet
+/// are not in memory. Below the first one any number may be.
 pub const SNAPSHOT_HOLE_PIECES: usize = 16;
 
 /// Pieces of the stack that one goes on on, which follow in a snapshot of their own: 8 KiB.

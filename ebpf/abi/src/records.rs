@@ -168,8 +168,10 @@ pub struct SnapshotHeader {
     pub aligned: u64,
     /// Register of results.
     pub result: u64,
+    /// Registers of frames that are being made.
+    pub scratch: [u64; 2],
 }
-const _: () = assert!(size_of::<SnapshotHeader>() == 88);
+const _: () = assert!(size_of::<SnapshotHeader>() == 104);
 
 /// A snapshot at its largest, as it is built before it is sent.
 #[derive(Clone, Copy)]
@@ -180,7 +182,7 @@ pub struct SnapshotRecord {
     /// The words; only the used ones are sent.
     pub words: [u64; SNAPSHOT_WORDS],
 }
-const _: () = assert!(size_of::<SnapshotRecord>() == 88 + SNAPSHOT_WORDS * 8);
+const _: () = assert!(size_of::<SnapshotRecord>() == 104 + SNAPSHOT_WORDS * 8);
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -202,13 +202,18 @@ pub const BASE_FP: u32 = 1;
 /// The register that code addresses its frame by when it has aligned the stack pointer and leaves the
 /// frame pointer alone; known for exact addresses alone. See [`BASE_SP`].
 pub const BASE_ALIGNED: u32 = 2;
+/// The first of the registers that compilers know a frame by while they make it, before they align the stack pointer
+/// or touch each page of a large frame; known for exact addresses alone. See [`BASE_SP`].
+pub const BASE_FIRST_SCRATCH: u32 = 3;
+/// The second of them. See [`BASE_FIRST_SCRATCH`].
+pub const BASE_SECOND_SCRATCH: u32 = 4;
 /// The stack pointer, where one of two frames ends. One has the CFA at `cfa_offset` and its return
 /// address at `ra_offset` from that; it is there if that address has `cfa_is_read` as its
 /// [`place_in_page`]. Else the CFA is `cfa_addend` further up, and a frame record (frame pointer, then return
 /// address) lies at `fp_offset` from that. See [`BASE_SP`].
-pub const BASE_BY_CALLER: u32 = 3;
+pub const BASE_BY_CALLER: u32 = 5;
 /// The frame pointer, which leads to another stack, wherever that lies. See [`BASE_SP`].
-pub const BASE_OTHER_STACK: u32 = 4;
+pub const BASE_OTHER_STACK: u32 = 6;
 
 /// What an address has in common wherever its file is mapped.
 #[inline(always)]
@@ -235,7 +240,7 @@ pub const RA_AT_FP: u32 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct WideRule {
-    /// [`BASE_SP`], [`BASE_FP`], [`BASE_ALIGNED`], [`BASE_BY_CALLER`] or [`BASE_OTHER_STACK`].
+    /// [`BASE_SP`] or one of those that follow it.
     pub cfa_base: u32,
     /// CFA = base + this, or, when it is read from memory, what lies at base + this.
     pub cfa_offset: i32,

@@ -25,6 +25,7 @@ impl Arch for Aarch64 {
         link: REGISTERS + 30 * 8,
         aligned: REGISTERS + 19 * 8,
         result: REGISTERS,
+        scratch: [REGISTERS + 9 * 8, REGISTERS + 12 * 8],
     };
     const CALL_PUSHES: u64 = 0;
     const RECORD_ENDS_FRAME: bool = false;

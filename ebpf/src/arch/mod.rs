@@ -56,4 +56,6 @@ pub struct SignalFrame {
     pub aligned: u64,
     /// Register of results.
     pub result: u64,
+    /// Registers of frames that are being made.
+    pub scratch: [u64; 2],
 }

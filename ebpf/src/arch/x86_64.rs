@@ -19,6 +19,7 @@ impl Arch for X86_64 {
         link: CONTEXT + 8 * 8,
         aligned: CONTEXT + 11 * 8,
         result: CONTEXT + 13 * 8,
+        scratch: [CONTEXT + 2 * 8, CONTEXT + 3 * 8],
     };
     const CALL_PUSHES: u64 = 8;
     const RECORD_ENDS_FRAME: bool = true;

@@ -33,6 +33,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         link: read!(rdi),
         aligned: read!(rbx),
         result: read!(rax),
+        scratch: [read!(r10), read!(r11)],
     };
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = Registers {
@@ -42,6 +43,7 @@ pub fn interrupted(ctx: &PerfEventContext) -> Registers {
         link: read!(regs[30]),
         aligned: read!(regs[19]),
         result: read!(regs[0]),
+        scratch: [read!(regs[9]), read!(regs[12])],
     };
     registers
 }
@@ -129,12 +131,14 @@ pub fn saved() -> Option<Registers> {
             link: regs.rdi,
             aligned: regs.rbx,
             result: regs.rax,
+            scratch: [regs.r10, regs.r11],
         }
     };
-    // Not all of them, which would take half of the program's stack: x0, and from x19 on.
+    // Not all of them, which would take half of the program's stack: x0, x9 to x12, and from x19 on.
     #[cfg(bpf_target_arch = "aarch64")]
     let registers = {
         let result = read_kernel::<u64>(address)?;
+        let [first, .., second] = read_kernel::<[u64; 4]>(address + 9 * 8)?;
         let [aligned, .., fp, link, sp, ip] = read_kernel::<[u64; 14]>(address + 19 * 8)?;
         Registers {
             ip,
@@ -143,6 +147,7 @@ pub fn saved() -> Option<Registers> {
             link,
             aligned,
             result,
+            scratch: [first, second],
         }
     };
     Some(registers)

@@ -260,13 +260,14 @@ fn begin_snapshot(scratch: &mut Scratch, sample: &SampleHeader, registers: Regis
         link: registers.link,
         aligned: registers.aligned,
         result: registers.result,
+        scratch: registers.scratch,
     };
 }
 
-/// Sends the stack that the sample was taken on, the thread's first frames if there is more of it than that, since
-/// a single frame may be as large, and the start of the stack that it goes on on, as far as frame pointers tell: Go
-/// changes stacks, and keeps them. They are large, and what they lead to is wanted for the next sample, so they are
-/// read soon.
+/// Sends the stack that the sample was taken on in one part or two, the thread's first frames if there is more of it
+/// than that, since a single frame may be as large, and the start of the stack that it goes on on, as far as frame
+/// pointers tell: Go changes stacks, and keeps them. They are large, and what they lead to is wanted for the next
+/// sample, so they are read soon.
 #[inline(always)]
 fn send_stack(Slot(slot): Slot, registers: Registers) {
     // A return address that was just popped lies below the stack pointer.
@@ -275,9 +276,13 @@ fn send_stack(Slot(slot): Slot, registers: Registers) {
         return;
     }
     let record = goes_on_at(slot, registers.fp);
-    let first = first_frames(slot);
-    if first != 0 {
-        send_part(slot, first, SNAPSHOT_PIECES as u32);
+    let end = end_if_full(slot);
+    if end != 0 {
+        send_part(slot, end, SNAPSHOT_PIECES as u32);
+        let first = first_frames(end + SNAPSHOT_PIECES as u64 * PIECE_BYTES);
+        if first != 0 {
+            send_part(slot, first, SNAPSHOT_PIECES as u32);
+        }
     }
     if record != 0 {
         // A function without a frame may have left the frame pointer to its caller.
@@ -324,7 +329,8 @@ pub extern "C" fn send_part(slot: u32, start: u64, pieces: u32) -> u32 {
         };
         let is_read = UserMemory::read(start + piece as u64 * PIECE_BYTES, words);
         readable.set(readable.get() | u64::from(is_read) << piece);
-        if readable.get() >> piece.saturating_sub(SNAPSHOT_HOLE_PIECES) == 0 {
+        let recent = readable.get() >> piece.saturating_sub(SNAPSHOT_HOLE_PIECES);
+        if readable.get() != 0 && recent == 0 {
             break;
         }
     }
@@ -343,10 +349,10 @@ pub extern "C" fn send_part(slot: u32, start: u64, pieces: u32) -> u32 {
     1
 }
 
-/// Where the part of the stack begins that holds the thread's first frames; 0 if all of the stack was copied.
+/// Where the part of the stack ends that was copied; 0 if that is all of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn first_frames(slot: u32) -> u64 {
+pub extern "C" fn end_if_full(slot: u32) -> u64 {
     let Some(scratch) = Slot(slot).scratch() else {
         return 0;
     };
@@ -355,11 +361,20 @@ pub extern "C" fn first_frames(slot: u32) -> u64 {
     if copied.words < SNAPSHOT_WORDS as u32 {
         return 0;
     }
-    let end = copied.start + SNAPSHOT_PIECES as u64 * PIECE_BYTES;
+    copied.start + SNAPSHOT_PIECES as u64 * PIECE_BYTES
+}
+
+/// Where the part of the stack begins that holds the thread's first frames; 0 if the stack was copied up to its end.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn first_frames(end: u64) -> u64 {
     let mut top = thread_pointer();
     if top <= end {
         let mm = kernel_word(current_task() + offset_of!(task_mm));
         top = kernel_word(mm + offset_of!(mm_start_stack));
+    }
+    if top <= end {
+        return 0;
     }
     let below = (SNAPSHOT_PIECES as u64 - 1) * PIECE_BYTES;
     end.max((top & !(PIECE_BYTES - 1)).wrapping_sub(below))

@@ -589,22 +589,31 @@ fn code_that_was_not_looked_at_yet_is_followed_in_doubt() {
 }
 
 #[test]
-fn aligned_frame_is_known_by_its_register_where_that_is_exact() {
-    let wide = WideRule {
-        cfa_base: BASE_ALIGNED,
-        cfa_offset: 16,
-        ra_offset: -8,
-        ..WideRule::default()
-    };
-    let registers = Registers {
-        aligned: STACK + 16,
-        ..at(5, 0)
-    };
+fn frame_is_known_by_another_register_where_that_is_exact() {
     let rows = [(0, Rule::wide(0).unwrap()), (0x200, Rule::ROOT)];
     let stack = [0, 0, 0, TEXT + 0x10, 0, TEXT + 0x210];
-    // Behind the call in the same code the register is another function's.
-    let expected = (&[0x10][..], StopReason::NoUnwindTable);
-    check::<X86_64>(&rows, &[wide], registers, &stack, expected);
+    let (frame, none) = (STACK + 16, at(5, 0));
+    let scratch = |scratch| Registers { scratch, ..none };
+    let aligned = Registers {
+        aligned: frame,
+        ..none
+    };
+    for (cfa_base, registers) in [
+        (BASE_ALIGNED, aligned),
+        (BASE_FIRST_SCRATCH, scratch([frame, 0])),
+        (BASE_SECOND_SCRATCH, scratch([0, frame])),
+    ] {
+        let wide = WideRule {
+            cfa_base,
+            cfa_offset: 16,
+            ra_offset: -8,
+            ..WideRule::default()
+        };
+        // Behind the call in the same code the register is another function's.
+        let expected = (&[0x10][..], StopReason::NoUnwindTable);
+        check::<X86_64>(&rows, &[wide], registers, &stack, expected);
+        check::<Aarch64>(&rows, &[wide], registers, &stack, expected);
+    }
 }
 
 #[test]
@@ -733,7 +742,7 @@ fn any_words_and_any_tables_end<A: Arch>(seed: u64) {
             tables.words[at] = next() as u32;
         }
         let wide = (0..3).map(|_| WideRule {
-            cfa_base: next() as u32 % 5,
+            cfa_base: next() as u32 % 7,
             cfa_offset: (next() as i32) >> 20,
             cfa_is_read: next() as u32 & 1,
             cfa_addend: (next() as i32) >> (next() & 31),
@@ -750,6 +759,7 @@ fn any_words_and_any_tables_end<A: Arch>(seed: u64) {
             link: TEXT + next() % 0x400,
             aligned: STACK + next() % 2400,
             result: next() & 1,
+            scratch: [STACK + next() % 2400, STACK + next() % 2400],
         };
         let (ips, _) = walk(registers, &mut memory, &tables, process);
         deepest = deepest.max(ips.len());

@@ -12,7 +12,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, thread};
 
 use anyhow::Result;
 use hotspan_abi::unwind::{MAPPING_WORDS, Mapping as AbiMapping, PAGE_BYTES};
@@ -66,8 +66,22 @@ pub trait Maps {
 }
 
 impl Maps for TableMaps {
+    /// The kernel takes some 10 ms for each, in which there would be stacks to receive.
     fn grow(&mut self, segments: usize) -> Result<()> {
-        Self::grow(self, segments)
+        while self.segments() < segments {
+            let (segment, put) = self.new_segment()?;
+            let name = "hotspan-segment".to_owned();
+            let waiting = thread::Builder::new().name(name).spawn(put)?;
+            while !self.has_next() {
+                if waiting.is_finished() {
+                    waiting.join().expect("a system call does not panic")?;
+                    break;
+                }
+                thread::yield_now();
+            }
+            self.push(segment);
+        }
+        Ok(())
     }
 
     fn apply(&mut self, update: Update) -> Result<()> {

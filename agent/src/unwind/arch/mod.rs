@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use gimli::{Register, UnwindExpression, Vendor};
 use hotspan_abi::unwind::{
-    BASE_ALIGNED, BASE_FP, BASE_SP, FP_AT_CFA, FP_AT_FP, FP_SAME, RA_AT_CFA, RA_IN_LINK, Rule,
-    WideRule,
+    BASE_ALIGNED, BASE_FIRST_SCRATCH, BASE_FP, BASE_SECOND_SCRATCH, BASE_SP, FP_AT_CFA, FP_AT_FP,
+    FP_SAME, RA_AT_CFA, RA_IN_LINK, Rule, WideRule,
 };
 
 use super::{
@@ -82,9 +82,12 @@ pub(super) struct Facts {
     pub link: Register,
     /// Register of [`BASE_ALIGNED`].
     pub aligned: Register,
-    /// What tools call the registers for [`BASE_SP`], [`BASE_FP`] and [`BASE_ALIGNED`], then the one
-    /// for [`RA_IN_LINK`].
-    pub names: [&'static str; 4],
+    /// Registers of [`BASE_FIRST_SCRATCH`] and [`BASE_SECOND_SCRATCH`].
+    pub scratch: [Register; 2],
+    /// What tools call the registers for [`BASE_SP`], [`BASE_FP`], [`BASE_ALIGNED`] and the last two.
+    pub names: [&'static str; 5],
+    /// And the one for [`RA_IN_LINK`].
+    pub link_name: &'static str,
     /// Whether compilers leave out that an epilogue has popped the frame pointer.
     pub pops_silently: bool,
     /// Where a rule of 24 bits has the return address, from the CFA: by the CFA's distance from its
@@ -178,6 +181,8 @@ pub(super) fn meaning<'a>(
         register if register == facts.stack_pointer => BASE_SP,
         register if register == facts.frame_pointer => BASE_FP,
         register if register == facts.aligned => BASE_ALIGNED,
+        register if register == facts.scratch[0] => BASE_FIRST_SCRATCH,
+        register if register == facts.scratch[1] => BASE_SECOND_SCRATCH,
         _ => return Err(Reason::CfaRegister),
     };
     let (fp_rule, fp_offset) = frame_pointer(facts, state.fp, expression)?;

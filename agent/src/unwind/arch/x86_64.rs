@@ -24,7 +24,9 @@ pub(super) const FACTS: Facts = Facts {
     return_address: X86_64::RA,
     link: X86_64::RDI,
     aligned: X86_64::RBX,
-    names: ["rsp", "rbp", "rbx", "rdi"],
+    scratch: [X86_64::R10, X86_64::R11],
+    names: ["rsp", "rbp", "rbx", "r10", "r11"],
+    link_name: "rdi",
     pops_silently: true,
     // A call pushes it last.
     return_address_offset: |_, _| -8,

@@ -3,7 +3,7 @@
  *     record_x86_64 EVERY PROGRAM [ARGUMENT...]
  *
  * It starts where the program traps (`int3`), so as not to watch the dynamic linker at its start. One line for
- * every EVERY-th instruction that is reached for the first time: rip, rsp, rbp, rdi and rbx; the
+ * every EVERY-th instruction that is reached for the first time: rip, rsp, rbp, rdi, rbx, r10 and r11; the
  * words of the stack from rsp - 128 on; the addresses that the functions which are active will return to,
  * innermost first, for which each call was watched. Before them the executable
  * mappings that are new, as `/proc/PID/maps` has them, behind an `m`. */
@@ -54,8 +54,8 @@ static void print_step(const struct user_regs_struct *regs) {
     struct iovec here = {words, bytes}, there = {(void *)start, bytes};
     ssize_t got = process_vm_readv(child, &here, 1, &there, 1, 0);
     if (got < 0) got = 0;
-    printf("%llx %llx %llx %llx %llx;%llx", regs->rip, regs->rsp, regs->rbp, regs->rdi, regs->rbx,
-           (unsigned long long)start);
+    printf("%llx %llx %llx %llx %llx %llx %llx;%llx", regs->rip, regs->rsp, regs->rbp, regs->rdi,
+           regs->rbx, regs->r10, regs->r11, (unsigned long long)start);
     for (int i = 0; i < got / 8; i++) printf(" %lx", words[i]);
     printf(";");
     for (int i = depth - 1; i >= 0; i--) printf("%lx%s", callers[i], i ? " " : "");

@@ -6,7 +6,7 @@ use framehop::{
     ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder,
     x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64},
 };
-use hotspan_abi::unwind::{BASE_ALIGNED, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
+use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
 use hotspan_ebpf::{arch::X86_64, unwind::Registers};
 use object::{Object, ObjectSection};
 
@@ -198,7 +198,8 @@ fn realigned_stack_is_a_wide_rule() {
         shown(&found),
         [
             "0 rsp+8 u c-8",
-            "5 none",
+            "5 r10+0 u c-8",
+            "e r10+0 *(rbp+0) c-8",
             "13 *(rbp-8) *(rbp+0) c-8",
             "20 none"
         ]
@@ -213,8 +214,7 @@ fn realigned_stack_is_a_wide_rule() {
         ra_rule: RA_AT_CFA,
         ra_offset: -8,
     };
-    assert_eq!(found.rows.wide, [wide]);
-    assert_eq!(found.report.refused(Reason::CfaRegister), 2);
+    assert_eq!(found.rows.wide.last(), Some(&wide));
 }
 
 #[test]
@@ -693,7 +693,7 @@ fn every_row_unwinds_as_framehop_does() {
                 }
                 TableRule::Wide(index) => {
                     let wide = &found.rows.wide[index as usize];
-                    wide.cfa_is_read == 0 && wide.cfa_base != BASE_ALIGNED
+                    wide.cfa_is_read == 0 && [BASE_SP, BASE_FP].contains(&wide.cfa_base)
                 }
             };
             if !is_compared {
@@ -731,13 +731,34 @@ fn every_row_unwinds_as_framehop_does() {
     }
 }
 
+/// Linkers put them together from parts that nothing describes, and they may be shorter than padding.
+#[test]
+fn what_runs_before_and_behind_main_has_rules() {
+    for path in ["/bin/bash", "/usr/bin/python3.11"] {
+        let bytes = fs::read(path).unwrap();
+        let (file, found) = (
+            object::File::parse(&bytes[..]).unwrap(),
+            rows(&bytes[..], None).unwrap(),
+        );
+        for name in [".init", ".fini"] {
+            let section = file.section_by_name(name).unwrap();
+            let (start, end) = (section.address(), section.address() + section.size());
+            let shown = |addr| show(&found, found.rows.lookup(addr)).to_string();
+            for addr in [start, end - 1] {
+                assert_eq!(shown(addr), "rsp+8 u c-8", "{path} {name}");
+            }
+            assert_eq!(shown(end - 2), "rsp+16 u c-8", "{path} {name}");
+        }
+    }
+}
+
 /// The code that `.eh_frame` does not describe.
 fn gaps_of(file: &[u8]) -> Vec<Range<u64>> {
     let image = Image::parse(file).unwrap();
     let section = image.eh_frame().unwrap();
     let text = image.text();
     let steps = eh_frame_steps(&image, &section, &text, &mut Output::default());
-    steps.gaps(&text, PADDING_BYTES)
+    steps.gaps(&image.code(&text), PADDING_BYTES)
 }
 
 fn framehop_for(path: &str, bytes: &[u8]) -> UnwinderX86_64<Vec<u8>> {
