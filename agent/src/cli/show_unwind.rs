@@ -147,11 +147,11 @@ fn summarize(found: &Found, out: &mut dyn Write) -> io::Result<()> {
         found.rows.wide.len(),
         bytes as f64 / rows.max(1) as f64
     )?;
-    let text: u64 = report.text.iter().map(|text| text.end - text.start).sum();
     writeln!(
         out,
-        "{text} bytes of text, {:.1} % of it without unwind information",
-        100.0 * report.bare_bytes as f64 / text.max(1) as f64
+        "{} bytes of code, {:.1} % of it without unwind information",
+        report.code_bytes,
+        100.0 * report.bare_bytes as f64 / report.code_bytes.max(1) as f64
     )?;
     for (reason, name) in Reason::ALL {
         let count = report.refused(reason);

@@ -43,8 +43,10 @@ pub fn rows<'a, R: ReadRef<'a>>(file: R, debug_file: Option<R>) -> Result<Found,
     {
         steps = steps.or(debug_frame_steps(&image, &section, &text, &mut output));
     }
-    let gaps = steps.gaps(&image.code(&text), PADDING_BYTES);
-    output.report.bare_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
+    let code = image.code(&text);
+    let gaps = steps.gaps(&code, PADDING_BYTES);
+    let bytes = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum();
+    (output.report.code_bytes, output.report.bare_bytes) = (bytes(&code), bytes(&gaps));
     output.report.text = text;
     let steps = steps.or(bare_code::steps(&image, &gaps, &mut output.wide));
     Ok(Found {

@@ -150,7 +150,9 @@ impl Reason {
 pub struct Report {
     /// ELF addresses of executable segments, ascending.
     pub text: Vec<Range<u64>>,
-    /// Bytes of them that no section describes, padding apart.
+    /// Bytes of code in them.
+    pub code_bytes: u64,
+    /// Bytes of code that no section describes, padding apart.
     pub bare_bytes: u64,
     refused: [u64; Reason::ALL.len()],
 }
@@ -175,12 +177,11 @@ impl Report {
             Reason::OutsideText,
             Reason::TooMany,
         ];
-        let text: u64 = self.text.iter().map(|text| text.end - text.start).sum();
         let is_fault = |reason: Reason| FAULTS.contains(&reason) && self.refused(reason) > 0;
         let (_, name) = Reason::ALL
             .into_iter()
             .filter(|&(reason, _)| is_fault(reason))
             .max_by_key(|&(reason, _)| self.refused(reason))?;
-        (self.bare_bytes >= text).then_some(Fault::Content(name))
+        (self.bare_bytes >= self.code_bytes).then_some(Fault::Content(name))
     }
 }

@@ -736,18 +736,15 @@ fn every_row_unwinds_as_framehop_does() {
 fn what_runs_before_and_behind_main_has_rules() {
     for path in ["/bin/bash", "/usr/bin/python3.11"] {
         let bytes = fs::read(path).unwrap();
-        let (file, found) = (
-            object::File::parse(&bytes[..]).unwrap(),
-            rows(&bytes[..], None).unwrap(),
-        );
+        let file = object::File::parse(&bytes[..]).unwrap();
+        let found = rows(&bytes[..], None).unwrap();
         for name in [".init", ".fini"] {
             let section = file.section_by_name(name).unwrap();
             let (start, end) = (section.address(), section.address() + section.size());
-            let shown = |addr| show(&found, found.rows.lookup(addr)).to_string();
-            for addr in [start, end - 1] {
-                assert_eq!(shown(addr), "rsp+8 u c-8", "{path} {name}");
+            let plain = |cfa| TableRule::Short(Rule::from_register(Rule::FROM_SP, cfa, 0).unwrap());
+            for (addr, cfa) in [(start, 8), (end - 2, 16), (end - 1, 8)] {
+                assert_eq!(found.rows.lookup(addr), plain(cfa), "{path} {name}");
             }
-            assert_eq!(shown(end - 2), "rsp+16 u c-8", "{path} {name}");
         }
     }
 }
@@ -829,12 +826,20 @@ fn table_gives_the_rule_of_the_rows_for_every_address() {
 fn program_headers_lead_to_eh_frame_without_sections() {
     let mut bytes = fs::read("/proc/self/exe").unwrap();
     let whole = rows(&bytes[..], None).unwrap();
+    let file = object::File::parse(&bytes[..]).unwrap();
+    let section = file.section_by_name(".text").unwrap();
+    let text = section.address()..section.address() + section.size();
     // No section headers: offset and count are zero.
     bytes[0x28..0x30].fill(0);
     bytes[0x3c..0x40].fill(0);
     let stripped = rows(&bytes[..], None).unwrap();
     assert!(whole.rows.rows.len() > 10_000);
-    assert_eq!(stripped.rows, whole.rows);
+    // Sections alone tell that the few bytes of others are no padding.
+    let in_text = |found: &Found| {
+        let rows = found.rows.rows.iter().copied();
+        rows.filter(|row| text.contains(&row.0)).collect::<Vec<_>>()
+    };
+    assert!(in_text(&stripped) == in_text(&whole));
 }
 
 #[test]
