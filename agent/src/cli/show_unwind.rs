@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -38,6 +38,12 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let addr = args.addr.as_deref().map(parse_addr).transpose()?;
     let cannot = || format!("cannot read {}", args.file.display());
+    // To open a pipe would wait for whoever writes to it.
+    ensure!(
+        fs::metadata(&args.file).with_context(cannot)?.is_file(),
+        "{} is no regular file: name a program or a library",
+        args.file.display()
+    );
     let file = Arc::new(File::open(&args.file).with_context(cannot)?);
     let path = args.file.canonicalize().with_context(cannot)?;
     let root = TargetRoot::open("/".as_ref()).with_context(cannot)?;

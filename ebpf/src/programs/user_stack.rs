@@ -111,7 +111,15 @@ struct Review {
 fn review(slot: Slot, scratch: &mut Scratch, registers: Registers, stop: StopReason) -> Review {
     let is_whole = stop as u32 == StopReason::Root as u32;
     let may_be_outdated = !is_whole && scratch.unwinder.process.is_changing != 0;
-    let is_wanted = scratch.unwinder.doubt == LOST || may_be_outdated;
+    let is_lost = scratch.unwinder.doubt == LOST;
+    let is_wanted = is_lost || may_be_outdated;
+    // Code that has a table need not keep the frame pointer: that it is 0 there says nothing.
+    let is_end = stop as u32 == StopReason::FramePointerEnd as u32;
+    let stop = if is_lost && is_end {
+        StopReason::NoUnwindTable
+    } else {
+        stop
+    };
     let as_it_is = Review {
         stop,
         is_wanted: false,
