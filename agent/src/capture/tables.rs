@@ -73,12 +73,6 @@ impl TableMaps {
         }
     }
 
-    /// How many segments the space has.
-    #[must_use]
-    pub fn segments(&self) -> usize {
-        self.segments.len()
-    }
-
     /// One more segment, and what puts it in its place, where none was. That is for another thread: the kernel then
     /// waits for the programs that have not seen it, which do not need it.
     ///

@@ -49,11 +49,11 @@ const COMPLAINTS_APART_NS: u64 = 1_000_000_000;
 
 /// Where tables go: the kernel's maps.
 pub trait Maps {
-    /// Makes the space that many segments long.
+    /// Makes the space longer by a segment.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn grow(&mut self, segments: usize) -> Result<()>;
+    fn grow(&mut self) -> Result<()>;
 
     /// Makes a change.
     ///
@@ -66,21 +66,19 @@ pub trait Maps {
 }
 
 impl Maps for TableMaps {
-    /// The kernel takes some 10 ms for each, in which there would be stacks to receive.
-    fn grow(&mut self, segments: usize) -> Result<()> {
-        while self.segments() < segments {
-            let (segment, put) = self.new_segment()?;
-            let name = "hotspan-segment".to_owned();
-            let waiting = thread::Builder::new().name(name).spawn(put)?;
-            while !self.has_next() {
-                if waiting.is_finished() {
-                    waiting.join().expect("a system call does not panic")?;
-                    break;
-                }
-                thread::yield_now();
+    /// The kernel takes some 10 ms, in which there would be stacks to receive.
+    fn grow(&mut self) -> Result<()> {
+        let (segment, put) = self.new_segment()?;
+        let name = "hotspan-segment".to_owned();
+        let waiting = thread::Builder::new().name(name).spawn(put)?;
+        while !self.has_next() {
+            if waiting.is_finished() {
+                waiting.join().expect("a system call does not panic")?;
+                break;
             }
-            self.push(segment);
+            thread::yield_now();
         }
+        self.push(segment);
         Ok(())
     }
 
@@ -505,7 +503,7 @@ impl TableLoader {
     ) -> Room {
         let is_allowed = !is_table || self.store.may_hold_tables(sizes.iter().sum());
         while is_allowed && !self.store.has_room(sizes, now_mono_ns) && self.store.may_grow() {
-            match maps.grow(self.store.segments() + 1) {
+            match maps.grow() {
                 Ok(()) => self.store.grow(),
                 Err(error) => {
                     tracing::warn!(reason = %error, "the kernel gives no more memory for unwind tables");

@@ -29,11 +29,12 @@ struct Kernel {
 }
 
 impl Maps for Kernel {
-    fn grow(&mut self, segments: usize) -> Result<()> {
-        if segments > self.max_segments {
+    fn grow(&mut self) -> Result<()> {
+        let words = self.words.len() + SEGMENT_WORDS;
+        if words > self.max_segments.saturating_mul(SEGMENT_WORDS) {
             bail!("no memory");
         }
-        self.words.resize(segments * SEGMENT_WORDS, 0);
+        self.words.resize(words, 0);
         Ok(())
     }
 

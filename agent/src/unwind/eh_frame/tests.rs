@@ -6,7 +6,9 @@ use framehop::{
     ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder,
     x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64},
 };
-use hotspan_abi::unwind::{BASE_FP, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule};
+use hotspan_abi::unwind::{
+    BASE_FIRST_SCRATCH, BASE_FP, BASE_SP, FP_AT_FP, RA_AT_CFA, Rule, WideRule,
+};
 use hotspan_ebpf::{arch::X86_64, unwind::Registers};
 use object::{Object, ObjectSection};
 
@@ -214,7 +216,26 @@ fn realigned_stack_is_a_wide_rule() {
         ra_rule: RA_AT_CFA,
         ra_offset: -8,
     };
-    assert_eq!(found.rows.wide.last(), Some(&wide));
+    let by_r10 = WideRule {
+        cfa_base: BASE_FIRST_SCRATCH,
+        ra_offset: -8,
+        ..WideRule::default()
+    };
+    let saved = WideRule {
+        fp_rule: FP_AT_FP,
+        ..by_r10
+    };
+    assert_eq!(found.rows.wide, [by_r10, saved, wide]);
+    assert_eq!(found.report.refused(Reason::CfaRegister), 0);
+}
+
+#[test]
+fn frame_known_by_any_other_register_has_no_rule() {
+    // r13 + 8, and 16, by the second instruction.
+    let program = b"\x0c\x0d\x08\x45\x0e\x10";
+    let found = found_in(&Entries::new().function(TEXT, 32, program));
+    assert_eq!(shown(&found), ["0 none"]);
+    assert_eq!(found.report.refused(Reason::CfaRegister), 2);
 }
 
 #[test]
@@ -827,19 +848,24 @@ fn program_headers_lead_to_eh_frame_without_sections() {
     let mut bytes = fs::read("/proc/self/exe").unwrap();
     let whole = rows(&bytes[..], None).unwrap();
     let file = object::File::parse(&bytes[..]).unwrap();
-    let section = file.section_by_name(".text").unwrap();
-    let text = section.address()..section.address() + section.size();
+    let end = |name| {
+        let section = file.section_by_name(name).unwrap();
+        section.address() + section.size()
+    };
+    let behind_text = end(".text")..end(".fini");
     // No section headers: offset and count are zero.
     bytes[0x28..0x30].fill(0);
     bytes[0x3c..0x40].fill(0);
     let stripped = rows(&bytes[..], None).unwrap();
     assert!(whole.rows.rows.len() > 10_000);
-    // Sections alone tell that the few bytes of others are no padding.
-    let in_text = |found: &Found| {
+    // Sections alone tell that the few bytes behind the rest are no padding.
+    let others = |found: &Found| {
         let rows = found.rows.rows.iter().copied();
-        rows.filter(|row| text.contains(&row.0)).collect::<Vec<_>>()
+        let others = rows.filter(|row| !behind_text.contains(&row.0));
+        others.collect::<Vec<_>>()
     };
-    assert!(in_text(&stripped) == in_text(&whole));
+    assert!(others(&stripped) == others(&whole));
+    assert_eq!(stripped.rows.wide, whole.rows.wide);
 }
 
 #[test]
